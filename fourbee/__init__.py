@@ -1,0 +1,1 @@
+"""fourbee: serve, adapt, measure and use Qwen3 models on your own machine."""

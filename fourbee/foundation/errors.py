@@ -1,0 +1,36 @@
+"""The one tree of errors that fourbee raises for people; `assert` is for ourselves.
+
+A message is one line that names the key, the value and the right form. The command line prints it
+and exits 2 (usage) or 3 (everything else); the server maps it to a status and OpenAI's envelope.
+"""
+
+from __future__ import annotations
+
+
+class FourbeeError(Exception):
+    """Base of every error that is somebody's to read; `str(error)` is one clear line."""
+
+    exit_code = 3
+
+
+class UsageError(FourbeeError):
+    """What was asked for is not possible as asked: a setting, an option, a field of a request."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        # The field or option at fault, for OpenAI's `error.param`.
+        self.parameter = parameter
+
+
+class ModelFileError(FourbeeError):
+    """A checkpoint, tokenizer or data file is missing, damaged, or not what it should be."""
+
+
+class CapacityError(FourbeeError):
+    """The request is well-formed, but memory, context length or queue cannot hold it."""
+
+
+class TrainingError(FourbeeError):
+    """A training run cannot start, go on or be resumed."""

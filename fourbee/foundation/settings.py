@@ -1,0 +1,138 @@
+"""Settings: frozen dataclasses filled from a TOML file and `--set key=value`, and nothing silently.
+
+An unknown key is an error that names the nearest known one; a value of the wrong type is an error
+that names the key, the value and the type. Not a framework: what it does not know (unions beyond
+`X | None`, dictionaries of settings) it refuses when the dataclass is first used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fourbee.foundation.errors import UsageError
+
+SettingsT = TypeVar("SettingsT")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The text " (did you mean 'x'?)" when a known name is close to `name`, else an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; UsageError when it is absent or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"recipe {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: not valid TOML: {error}") from None
+
+
+def with_overrides(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of `table` with each `a.b=value` set; the value is read as TOML, else as a string."""
+    result: dict[str, Any] = _deep_copy(table)
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals or not dotted.strip():
+            raise UsageError(f"--set {assignment}: expected key=value, such as optimizer.lr=0.001")
+        *parents, key = dotted.strip().split(".")
+        inner = result
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {assignment}: {parent!r} is a value, not a table")
+        inner[key] = _toml_value(text.strip())
+    return result
+
+
+def build(settings_class: type[SettingsT], table: Mapping[str, Any], where: str = "") -> SettingsT:
+    """An instance of the frozen dataclass `settings_class` from nested tables, every key checked.
+
+    `where` is the dotted path of `table`, for messages. Raises UsageError.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings_class)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(settings_class)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise UsageError(f"unknown key {path!r}{nearest(key, fields)}; known: {', '.join(fields)}")
+        values[key] = _convert(hints[key], value, path)
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise UsageError(f"missing key {f'{where}.{name}' if where else name!r}")
+    return settings_class(**values)
+
+
+def explain(settings: Any, given: Mapping[str, Any], where: str = "") -> list[str]:
+    """One line a setting: `key = value  (recipe|default)`, where `given` holds what was given."""
+    lines: list[str] = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        path = f"{where}.{field.name}" if where else field.name
+        if dataclasses.is_dataclass(value):
+            inner = given.get(field.name, {})
+            lines += explain(value, inner, path)
+        else:
+            lines.append(f"{path} = {value!r}  ({'recipe' if field.name in given else 'default'})")
+    return lines
+
+
+def _deep_copy(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
+        return build(typing.cast(type[Any], hint), value, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return _convert(inner[0], value, path)
+    if origin is typing.Literal:
+        if value not in arguments:
+            known = [str(argument) for argument in arguments]
+            close = nearest(str(value), known)
+            raise UsageError(f"{path} = {value!r}: expected one of {', '.join(known)}{close}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{path} = {value!r}: expected a list")
+        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is dict or origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
+        return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    if isinstance(value, bool) != (hint is bool) or not isinstance(value, hint):
+        raise UsageError(f"{path} = {value!r}: expected {names.get(hint, hint.__name__)}")
+    return value

@@ -1,0 +1,1 @@
+"""The operations contract and its implementations; torch is imported by `torch_*` modules only."""

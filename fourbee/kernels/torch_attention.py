@@ -1,0 +1,125 @@
+"""Attention in PyTorch: over per-sequence caches (serving) and over packed documents (training).
+
+Both satisfy the `Attention` contract of `operations.py`. Not paged: a cache is one growing block a
+sequence, so that a sequence's arithmetic does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Positions a cache grows by at least; it doubles beyond that.
+_FIRST_CAPACITY = 256
+
+
+class TorchCache:
+    """Keys and values of one sequence, `[layers, G, capacity, K]` each."""
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (layers, kv_heads, 0, head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` positions in all, keeping what is filled."""
+        if length <= self.capacity:
+            return
+        capacity = max(_FIRST_CAPACITY, 2 * self.capacity, length)
+        self.keys = self._grown(self.keys, capacity)
+        self.values = self._grown(self.values, capacity)
+
+    def fork(self, length: int) -> TorchCache:
+        """An independent copy of the first `length` positions."""
+        assert 0 <= length <= self.length
+        layers, kv_heads, _, head_dim = self.keys.shape
+        copy = TorchCache(layers, kv_heads, head_dim, self.keys.device, self.keys.dtype)
+        copy.reserve(length)
+        copy.keys[:, :, :length] = self.keys[:, :, :length]
+        copy.values[:, :, :length] = self.values[:, :, :length]
+        copy.length = length
+        return copy
+
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
+        layers, kv_heads, _, head_dim = old.shape
+        new = old.new_empty((layers, kv_heads, capacity, head_dim))
+        new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+
+class CachedAttention:
+    """Causal attention of one step: rows are, in order, `count` new positions of each cache."""
+
+    def __init__(self, chunks: Sequence[tuple[TorchCache, int]]) -> None:
+        self.chunks = tuple(chunks)
+        # Lengths before this step: each layer writes behind them, the last layer moves them on.
+        self.starts = tuple(cache.length for cache, _ in self.chunks)
+        for cache, count in self.chunks:
+            cache.reserve(cache.length + count)
+
+    def __call__(self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor) -> Tensor:
+        context = torch.empty_like(query_QTHK[0])
+        row = 0
+        for (cache, count), start in zip(self.chunks, self.starts, strict=True):
+            rows, end = slice(row, row + count), start + count
+            keys_GSK, values_GSK = cache.keys[layer], cache.values[layer]
+            keys_GSK[:, start:end] = key_TGK[rows].transpose(0, 1)
+            values_GSK[:, start:end] = value_TGK[rows].transpose(0, 1)
+            query_HTK = query_QTHK[0, rows].transpose(0, 1)
+            context[rows] = _attend(query_HTK, keys_GSK[:, :end], values_GSK[:, :end]).transpose(0, 1)
+            if layer == cache.keys.shape[0] - 1:
+                cache.length = end
+            row += count
+        return context.flatten(1)
+
+
+def _attend(query_HTK: Tensor, keys_GSK: Tensor, values_GSK: Tensor) -> Tensor:
+    """Causal attention where the last query sees the last key: `[H, T, K]`."""
+    num_heads, count, _ = query_HTK.shape
+    groups, length, _ = keys_GSK.shape
+    if count == 1:
+        # One row: the query heads of a group become the rows of one small product.
+        grouped = query_HTK.reshape(groups, num_heads // groups, -1)
+        return F.scaled_dot_product_attention(grouped, keys_GSK, values_GSK).reshape(
+            num_heads, 1, -1
+        )
+    keys = keys_GSK.repeat_interleave(num_heads // groups, dim=0)
+    values = values_GSK.repeat_interleave(num_heads // groups, dim=0)
+    if length == count:
+        return F.scaled_dot_product_attention(query_HTK, keys, values, is_causal=True)
+    positions = torch.arange(length, device=keys.device)
+    visible = positions[None, :] <= positions[length - count :, None]
+    return F.scaled_dot_product_attention(query_HTK, keys, values, attn_mask=visible)
+
+
+class DocumentAttention:
+    """Causal attention inside each document of packed rows, for training.
+
+    `document_ids` `[B, S]`: rows of one sequence with equal ids see each other (causally).
+    """
+
+    def __init__(self, document_ids_BS: Tensor) -> None:
+        self.batch, self.length = document_ids_BS.shape
+        same = document_ids_BS[:, :, None] == document_ids_BS[:, None, :]
+        self.visible = same.tril()[:, None]  # [B, 1, S, S]
+
+    def __call__(self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor) -> Tensor:
+        repeats = query_QTHK.shape[2] // key_TGK.shape[1]
+        query = self._heads_first(query_QTHK[0])
+        key = self._heads_first(key_TGK.repeat_interleave(repeats, dim=1))
+        value = self._heads_first(value_TGK.repeat_interleave(repeats, dim=1))
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=self.visible)
+        return context.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _heads_first(self, x_THK: Tensor) -> Tensor:
+        return x_THK.unflatten(0, (self.batch, self.length)).transpose(1, 2)

@@ -1,0 +1,170 @@
+"""The operations in plain PyTorch: the reference, with autograd, on CPU and on CUDA unchanged.
+
+Clear before fast: other backends are measured against it and compared with it. Norms, rotations
+and log-probabilities are computed in float32, linears in the compute type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourbee.kernels.operations import (
+    FloatArray,
+    HeadRequest,
+    HeadResult,
+    IntArray,
+    Linear,
+    Rotary,
+)
+from fourbee.kernels.torch_attention import CachedAttention, TorchCache
+from fourbee.kernels.torch_sampling import score_targets, select_tokens
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchOperations:
+    """`Operations` over torch tensors on one device, in one compute type."""
+
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+
+    def from_numpy(self, array: npt.NDArray[Any]) -> Tensor:
+        if array.dtype == ml_dtypes.bfloat16:
+            bits = torch.from_numpy(np.array(array).view(np.uint16))
+            tensor = bits.view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(np.array(array))
+        return tensor.to(self.device, self.dtype)
+
+    def to_numpy(self, array: Tensor) -> npt.NDArray[Any]:
+        plain = array.detach().cpu().contiguous()
+        if plain.dtype == torch.bfloat16:
+            bits: npt.NDArray[Any] = plain.view(torch.uint16).numpy().copy()
+            return bits.view(ml_dtypes.bfloat16)
+        result: npt.NDArray[Any] = plain.numpy().copy()
+        return result
+
+    def embed(self, table: Tensor, token_ids: Tensor | IntArray) -> Tensor:
+        return F.embedding(self._integers(token_ids), table)
+
+    def rotary(
+        self, inverse_frequencies: FloatArray, positions: Tensor | IntArray, scale: float
+    ) -> Rotary:
+        frequencies = torch.from_numpy(inverse_frequencies).to(self.device)
+        angles = self._integers(positions).float()[..., None] * frequencies
+        return Rotary(angles.cos() * scale, angles.sin() * scale)
+
+    def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x = x_TD.float()
+        normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        return weight_D.to(self.dtype) * normed.to(self.dtype)
+
+    def norm_linear(
+        self,
+        x_TD: Tensor,
+        norm_D: Tensor,
+        eps: float,
+        linears: Sequence[Linear],
+        deltas: Sequence[Tensor | None] | None = None,
+    ) -> tuple[Tensor, ...]:
+        normed = self.norm(x_TD, norm_D, eps)
+        deltas = deltas or [None] * len(linears)
+        return tuple(
+            self.linear(normed, one, delta) for one, delta in zip(linears, deltas, strict=True)
+        )
+
+    def linear(self, x_TD: Tensor, linear: Linear, delta: Tensor | None = None) -> Tensor:
+        """`x W^T + delta`, `[T, N]`; x is rotated first where the weight was."""
+        x = hadamard_128(x_TD) if linear.rotated else x_TD
+        product = F.linear(x.to(self.dtype), linear.weight.to(self.dtype))
+        return product if delta is None else product + delta
+
+    def qk_norm_rotary(
+        self,
+        query_TN: Tensor,
+        key_TN: Tensor,
+        query_norm_K: Tensor,
+        key_norm_K: Tensor,
+        eps: float,
+        rotary: Rotary,
+    ) -> tuple[Tensor, Tensor]:
+        head_dim = query_norm_K.shape[0]
+        query_THK = self.norm(query_TN.unflatten(-1, (-1, head_dim)), query_norm_K, eps)
+        key_TGK = self.norm(key_TN.unflatten(-1, (-1, head_dim)), key_norm_K, eps)
+        query_QTHK = _rotate(query_THK[None], rotary.cos, rotary.sin)
+        key_TGK = _rotate(key_TGK, rotary.cos[0], rotary.sin[0])
+        return query_QTHK, key_TGK
+
+    def linear_residual(
+        self, x_TN: Tensor, linear: Linear, residual_TD: Tensor, delta: Tensor | None = None
+    ) -> Tensor:
+        return residual_TD + self.linear(x_TN, linear, delta)
+
+    def gated_mlp(
+        self,
+        residual_TD: Tensor,
+        norm_D: Tensor,
+        eps: float,
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+        deltas: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        delta_gate, delta_up, delta_down = deltas or (None, None, None)
+        gated, upper = self.norm_linear(
+            residual_TD, norm_D, eps, (gate, up), (delta_gate, delta_up)
+        )
+        return self.linear_residual(F.silu(gated) * upper, down, residual_TD, delta_down)
+
+    def select_rows(self, x_TD: Tensor, rows: Tensor | IntArray) -> Tensor:
+        return x_TD[self._integers(rows)]
+
+    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> TorchCache:
+        return TorchCache(layers, kv_heads, head_dim, self.device, self.dtype)
+
+    def fork_cache(self, cache: TorchCache, length: int) -> TorchCache:
+        return cache.fork(length)
+
+    def cached_attention(self, chunks: Sequence[tuple[TorchCache, int]]) -> CachedAttention:
+        return CachedAttention(chunks)
+
+    def head(self, hidden_RD: Tensor, head: Linear, request: HeadRequest) -> HeadResult:
+        return select_tokens(self.linear(hidden_RD, head).float(), request)
+
+    def token_logprobs(
+        self, hidden_RD: Tensor, head: Linear, targets: IntArray, num_top: int
+    ) -> HeadResult:
+        return score_targets(self.linear(hidden_RD, head).float(), targets, num_top)
+
+    def _integers(self, values: Tensor | IntArray) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (i, i + K/2) of the last axis; cos and sin `[..., T, K/2]`, x `[..., T, H, K]`."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def hadamard_128(x: Tensor) -> Tensor:
+    """Each group of 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
+    blocks = x.float().unflatten(-1, (-1, 128))
+    for half in (1, 2, 4, 8, 16, 32, 64):
+        pairs = blocks.unflatten(-1, (-1, 2, half))
+        upper, lower = pairs[..., 0, :], pairs[..., 1, :]
+        blocks = torch.stack((upper + lower, upper - lower), dim=-2).flatten(-3)
+    return (blocks * 128**-0.5).flatten(-2).to(x.dtype)

@@ -1,0 +1,1 @@
+"""The Qwen3 architecture, its configuration, positions and checkpoint files; no torch here."""

@@ -1,0 +1,149 @@
+"""Qwen3Config: the shape of one dense Qwen3 model, read from and written to config.json.
+
+Not here: sampling defaults (generation_config.json belongs to the tokenizer's folder and the
+engine). A field whose value would change the network and that is not implemented is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourbee.foundation.errors import ModelFileError
+
+# Fields that must have exactly these values: anything else is another network.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "model_type": ("qwen3",),
+    "attention_bias": (False, None),
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """The numbers that fix a dense Qwen3 network; names as in the checkpoint's config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    torch_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                raise ModelFileError(f"config.json: {field.name} = {value}: expected more than 0")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelFileError(
+                f"config.json: num_attention_heads = {self.num_attention_heads}: expected a "
+                f"multiple of num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ModelFileError(f"config.json: head_dim = {self.head_dim}: expected an even number")
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together; not the hidden width in Qwen3."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole network; a tied head counts once."""
+        layer = (
+            self.hidden_size * (2 * self.query_size + 2 * self.key_value_size)
+            + 3 * self.hidden_size * self.intermediate_size
+            + 2 * self.hidden_size
+            + 2 * self.head_dim
+        )
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + embeddings + self.hidden_size
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str = "config.json") -> Qwen3Config:
+        """From the parsed config.json; ModelFileError for what is missing, mistyped or not ours."""
+        for key, allowed in _FIXED.items():
+            if key in values and values[key] not in allowed or key == "model_type" not in values:
+                raise ModelFileError(
+                    f"{source}: {key} = {values.get(key)!r}: expected {allowed[0]!r}"
+                )
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name)
+            if field.name == "torch_dtype":
+                value = values.get("torch_dtype") or values.get("dtype")
+            if field.name == "rope_theta":
+                value = _rope_theta(values, source)
+            if field.name == "head_dim" and value is None and "hidden_size" in values:
+                value = values["hidden_size"] // max(1, values.get("num_attention_heads", 1))
+            if value is None:
+                if field.default is dataclasses.MISSING:
+                    raise ModelFileError(f"{source}: missing key {field.name!r}")
+                continue
+            known[field.name] = _typed(str(field.type), field.name, value, source)
+        return cls(**known)
+
+    @classmethod
+    def load(cls, folder: Path) -> Qwen3Config:
+        """From `folder`/config.json."""
+        path = folder / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelFileError(f"{folder}: no config.json; expected a Qwen3 folder") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{path}: not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ModelFileError(f"{path}: expected a JSON object")
+        return cls.from_json(values, str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json that transformers and `load` read."""
+        values = dataclasses.asdict(self)
+        return values | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "use_cache": True,
+        }
+
+
+def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
+    """Theta from either place that transformers has kept it; refuses scaled rotary positions."""
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind != "default":
+        raise ModelFileError(f"{source}: rope_scaling type {kind!r}: expected null (plain RoPE)")
+    return values.get("rope_theta", scaling.get("rope_theta"))
+
+
+def _typed(type_name: str, key: str, value: Any, source: str) -> Any:
+    expected: tuple[type, ...] = {
+        "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)
+    }[type_name]
+    if not isinstance(value, expected) or (isinstance(value, bool) and type_name != "bool"):
+        raise ModelFileError(f"{source}: {key} = {value!r}: expected {type_name}")
+    return float(value) if type_name == "float" else value

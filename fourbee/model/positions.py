@@ -1,0 +1,42 @@
+"""Position schemes: which rotations a step's queries and keys get.
+
+Plain RoPE (Su et al. 2021) now. The seam for dynamic RoPE, YaRN, ALiBi and dual-chunk attention is
+`PositionScheme`: a scheme turns token positions into a `Rotary` with as many query variants as
+its attention needs. What a distance does to a score beyond rotation (ALiBi's slopes) is attention's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from fourbee.kernels.operations import Array, FloatArray, Operations, Rotary
+from fourbee.model.config import Qwen3Config
+
+
+class PositionScheme(Protocol):
+    """Turns the positions of a step's rows into rotations."""
+
+    def rotary(self, positions_T: Array, ops: Operations) -> Rotary:
+        """Tables `[Q, T, K/2]` for integer positions `[T]`."""
+        ...
+
+
+class RotaryPositions:
+    """Plain RoPE: angle = position / theta^(2i/K), one query variant."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        self.inverse_frequencies: FloatArray = (
+            np.float32(1.0) / np.float32(theta) ** exponents
+        ).astype(np.float32)
+
+    def rotary(self, positions_T: Array, ops: Operations) -> Rotary:
+        """Tables `[1, T, K/2]`."""
+        return ops.rotary(self.inverse_frequencies, positions_T[None], scale=1.0)
+
+
+def position_scheme(config: Qwen3Config) -> PositionScheme:
+    """The scheme that a checkpoint's configuration asks for."""
+    return RotaryPositions(config.head_dim, config.rope_theta)

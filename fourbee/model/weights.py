@@ -1,0 +1,71 @@
+"""Checkpoint names and shapes of Qwen3, and the tree of weights built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fourbee.kernels.operations import Array, Linear
+from fourbee.model.config import Qwen3Config
+from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
+
+
+def tensor_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this configuration holds, by name, in file order."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, key_value = config.query_size, config.key_value_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden)
+    }
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            prefix + "input_layernorm.weight": (hidden,),
+            prefix + "self_attn.q_proj.weight": (query, hidden),
+            prefix + "self_attn.k_proj.weight": (key_value, hidden),
+            prefix + "self_attn.v_proj.weight": (key_value, hidden),
+            prefix + "self_attn.q_norm.weight": (config.head_dim,),
+            prefix + "self_attn.k_norm.weight": (config.head_dim,),
+            prefix + "self_attn.o_proj.weight": (hidden, query),
+            prefix + "post_attention_layernorm.weight": (hidden,),
+            prefix + "mlp.gate_proj.weight": (inner, hidden),
+            prefix + "mlp.up_proj.weight": (inner, hidden),
+            prefix + "mlp.down_proj.weight": (hidden, inner),
+        }
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def weights_tree(config: Qwen3Config, tensors: Mapping[str, Array]) -> Qwen3Weights:
+    """The tree of `model/qwen3.py` over tensors named as in a checkpoint; copies nothing."""
+
+    def block(layer: int) -> BlockWeights:
+        prefix = f"model.layers.{layer}."
+
+        def linear(name: str) -> Linear:
+            return Linear(tensors[f"{prefix}{name}.weight"])
+
+        return BlockWeights(
+            input_norm=tensors[prefix + "input_layernorm.weight"],
+            query=linear("self_attn.q_proj"),
+            key=linear("self_attn.k_proj"),
+            value=linear("self_attn.v_proj"),
+            query_norm=tensors[prefix + "self_attn.q_norm.weight"],
+            key_norm=tensors[prefix + "self_attn.k_norm.weight"],
+            output=linear("self_attn.o_proj"),
+            post_norm=tensors[prefix + "post_attention_layernorm.weight"],
+            gate=linear("mlp.gate_proj"),
+            up=linear("mlp.up_proj"),
+            down=linear("mlp.down_proj"),
+        )
+
+    embedding = tensors["model.embed_tokens.weight"]
+    head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]
+    return Qwen3Weights(
+        config=config,
+        embedding=embedding,
+        blocks=tuple(block(layer) for layer in range(config.num_hidden_layers)),
+        final_norm=tensors["model.norm.weight"],
+        head=Linear(head),
+    )

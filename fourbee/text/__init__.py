@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizer, detokenizer, chat format, tool-call parser, BPE training."""
