@@ -233,5 +233,6 @@ def _assemble(merges: Sequence[Merge], control_tokens: Sequence[ControlToken]) -
     tokenizer.decoder = decoders.ByteLevel()
     # One call each: a batch would number the special tokens before the others.
     for control in control_tokens:
-        tokenizer.add_tokens([AddedToken(control.text, special=control.special, normalized=False)])
+        token = AddedToken(control.text, special=control.special, normalized=False)
+        tokenizer.add_tokens([token])  # pyright: ignore[reportUnknownMemberType]
     return tokenizer
