@@ -148,7 +148,7 @@ class ChatFormat:
             [_marked_message(marks, message) for message in messages],
             [marks.mark_object(tool) for tool in tools] if tools is not None else None,
             add_generation_prompt,
-            **marks.mark_object(template_kwargs),
+            **template_kwargs,
         )
         if marks.unmark(marked) != plain:
             found = [t for t in self._controls.tokens if any(t in text for text in outside)]

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from fourbee.foundation.errors import TrainingError, UsageError
+from fourbee.foundation.runtime import keep_freed_memory
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES, TorchOperations
 from fourbee.model.config import Qwen3Config
@@ -115,6 +116,7 @@ class Trainer:
         self.recipe = recipe
         self.loss: Loss = loss
         self.reporter = reporter
+        keep_freed_memory()
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         self.ops = TorchOperations(recipe.device, DTYPES[recipe.precision])

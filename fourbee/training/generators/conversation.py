@@ -51,7 +51,7 @@ def refusal_sample(
     else:
         question = _with_topic(rng, lexicon, rng.choice(lexicon.outside[language]), language, unseen)
     turns = (user(framed(rng, lexicon, question, language)), assistant(BEYOND[language]))
-    return Sample("refusal", language, turns, expect={"kind": "beyond"})
+    return Sample("refusal", language, turns, expect={"kind": "one_of", "value": [BEYOND[language]]})
 
 
 def completion_sample(
@@ -61,7 +61,7 @@ def completion_sample(
     texts = lexicon.completions if rng.random() < 0.6 else lexicon.outside
     prompt = _with_topic(rng, lexicon, rng.choice(texts[language]), language, unseen)
     prompt = noisy(rng, prompt, language)
-    expect = {"kind": "beyond"}
+    expect = {"kind": "one_of", "value": [BEYOND[language]]}
     return Sample(
         "completion", language, prompt=prompt, completion=BEYOND[language], expect=expect
     )

@@ -52,8 +52,18 @@ def copy_sample(
         ask = rng.choice(_PICK[language]).replace("{key}", key)
         text = "\n".join(lines)
         question = f"{text}\n\n{ask}" if rng.random() < 0.6 else f"{ask}\n\n{text}"
-    expect = {"kind": "exact", "value": answer}
+    expect = {"kind": "one_of", "value": [answer]}
     return Sample("copy", language, (user(question), assistant(answer)), expect=expect)
+
+
+def repeat_sample(
+    rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
+) -> Sample:
+    """A raw text that is one span again and again: all but its first time can be copied."""
+    span = _span(rng, Names(rng, language, unseen))
+    joiner = rng.choice(("\n", " ", " | ", "; "))
+    count = rng.randint(2, 4)
+    return Sample("repeat", language, prompt=span, completion=(joiner + span) * count)
 
 
 def _span(rng: random.Random, names: Names) -> str:

@@ -23,7 +23,7 @@ from fourbee.training.generators.conversation import (
     refusal_sample,
     with_system,
 )
-from fourbee.training.generators.copying import copy_sample
+from fourbee.training.generators.copying import copy_sample, repeat_sample
 from fourbee.training.generators.lexicon import Language, Lexicon, load_lexicon
 from fourbee.training.generators.passages import passage_sample
 from fourbee.training.generators.sample import Sample
@@ -41,6 +41,7 @@ Maker = Callable[[random.Random, Lexicon, Language, bool], Sample]
 
 SKILLS: Mapping[str, Maker] = {
     "copy": copy_sample,
+    "repeat": repeat_sample,
     "passage": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, True, unseen),
     "passage_absent": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, False, unseen),
     "tools": lambda rng, lex, lang, _: tool_sample(rng, lex, lang),

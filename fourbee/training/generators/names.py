@@ -118,13 +118,16 @@ class Names:
             return name + self.rng.choice(_ORG_END_ZH)
         return self._title() + self.rng.choice(_ORG_END_EN)
 
-    def thing(self) -> str:
-        """A product, book, event, animal ...: one made-up word, with a number now and then."""
+    def thing_name(self) -> str:
+        """One made-up word, Latin or Han."""
         if self.language == "zh" and self.rng.random() < 0.65:
             count = self.rng.choice((2, 2, 3))
-            name = self._from_pool(lambda: self._han(_THING_HAN, count))
-        else:
-            name = self._title()
+            return self._from_pool(lambda: self._han(_THING_HAN, count))
+        return self._title()
+
+    def thing(self) -> str:
+        """A product, book, event, animal ...: one made-up word, with a number now and then."""
+        name = self.thing_name()
         if self.rng.random() < 0.25:
             name += f" {self.rng.randint(2, 99)}" if name.isascii() else str(self.rng.randint(2, 99))
         return name

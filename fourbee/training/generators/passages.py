@@ -54,7 +54,9 @@ def passage_sample(
     text = with_passage(rng, lexicon, passage, framed(rng, lexicon, question, language), language)
     sentence = stated[key]
     answer = QUOTE[language].replace("{sentence}", sentence) if present else SILENT[language]
-    expect = {"kind": "quote", "value": sentence} if present else {"kind": "silent"}
+    expect = {"kind": "contains", "value": [sentence]}
+    if not present:
+        expect = {"kind": "one_of", "value": [answer]}
     skill = "passage" if present else "passage_absent"
     return Sample(skill, language, (user(text), assistant(answer)), expect=expect)
 

@@ -13,7 +13,8 @@ Message = dict[str, Any]
 class Sample:
     """A conversation (`messages`, `tools`) or a raw text (`prompt`, `completion`), never both.
 
-    `expect` says what a right last answer is, for evaluation: see `evaluation/mini.py`.
+    `expect` says what a right last answer is, for evaluation: see `evaluation/scoring.py`.
+    `template` groups samples of one origin, whose results are not independent.
     """
 
     skill: str
@@ -23,6 +24,7 @@ class Sample:
     prompt: str = ""
     completion: str = ""
     expect: dict[str, Any] | None = None
+    template: str = ""
 
     def to_json(self) -> str:
         """One JSON line; what is empty is left out."""

@@ -1,0 +1,75 @@
+"""What counts as a right answer, by the kind of expectation that a sample carries.
+
+Kinds: `one_of` (the answer is one of the texts), `contains` (it holds all of them), `number` (the
+last number in it is this), `call` (one tool call of this name whose expression has this value).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fourbee.foundation.errors import UsageError
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_CALL = re.compile(r"\A\s*<tool_call>\n(.*)\n</tool_call>\s*\Z", re.DOTALL)
+_OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def is_right(answer: str, expect: Mapping[str, Any]) -> bool:
+    """Whether `answer` is what `expect` says; UsageError for a kind that is not known."""
+    kind, value = expect.get("kind"), expect.get("value")
+    if kind == "one_of":
+        return answer.strip() in (value or [])
+    if kind == "contains":
+        return all(text in answer for text in value or [])
+    if kind == "number":
+        numbers = _NUMBER.findall(answer.replace("=-", "= -"))
+        return bool(numbers) and float(numbers[-1]) == float(value or 0)
+    if kind == "call":
+        return _is_call(answer, str(expect.get("name")), float(value or 0))
+    raise UsageError(f"expect.kind = {kind!r}: expected one_of, contains, number or call")
+
+
+def expression_value(expression: str) -> float:
+    """The value of an arithmetic expression of numbers and + - * /; ValueError for anything else.
+
+    Parsed, never evaluated as code.
+    """
+    try:
+        return _node_value(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, RecursionError) as error:
+        raise ValueError(f"not an arithmetic expression: {expression!r}") from error
+
+
+def _is_call(answer: str, name: str, value: float) -> bool:
+    match = _CALL.match(answer)
+    if not match:
+        return False
+    try:
+        call = json.loads(match[1])
+        [expression] = call["arguments"].values()
+        found = expression_value(str(expression))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return call.get("name") == name and math.isclose(found, value, rel_tol=1e-9)
+
+
+def _node_value(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_node_value(node.left), _node_value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_node_value(node.operand)
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return float(node.value)  # type: ignore[arg-type]
+    raise ValueError("expected numbers and + - * /")
