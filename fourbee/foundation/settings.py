@@ -22,7 +22,7 @@ SettingsT = TypeVar("SettingsT")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The text " (did you mean 'x'?)" when a known name is close to `name`, else an empty string."""
+    """The text " (did you mean 'x'?)" when a known name is close to `name`, else nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
@@ -65,7 +65,9 @@ def build(settings_class: type[SettingsT], table: Mapping[str, Any], where: str 
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
         if key not in fields:
-            raise UsageError(f"unknown key {path!r}{nearest(key, fields)}; known: {', '.join(fields)}")
+            raise UsageError(
+                f"unknown key {path!r}{nearest(key, fields)}; known: {', '.join(fields)}"
+            )
         values[key] = _convert(hints[key], value, path)
     for name, field in fields.items():
         required = (

@@ -67,7 +67,9 @@ class CachedAttention:
         for cache, count in self.chunks:
             cache.reserve(cache.length + count)
 
-    def __call__(self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
+    ) -> Tensor:
         context = torch.empty_like(query_QTHK[0])
         row = 0
         for (cache, count), start in zip(self.chunks, self.starts, strict=True):
@@ -76,7 +78,8 @@ class CachedAttention:
             keys_GSK[:, start:end] = key_TGK[rows].transpose(0, 1)
             values_GSK[:, start:end] = value_TGK[rows].transpose(0, 1)
             query_HTK = query_QTHK[0, rows].transpose(0, 1)
-            context[rows] = _attend(query_HTK, keys_GSK[:, :end], values_GSK[:, :end]).transpose(0, 1)
+            attended_HTK = _attend(query_HTK, keys_GSK[:, :end], values_GSK[:, :end])
+            context[rows] = attended_HTK.transpose(0, 1)
             if layer == cache.keys.shape[0] - 1:
                 cache.length = end
             row += count
@@ -112,11 +115,13 @@ class DocumentAttention:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
 
-    def __call__(self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
+    ) -> Tensor:
         documents = zip(
-            query_QTHK[0].transpose(0, 1).split(self.lengths, 1),
-            key_TGK.transpose(0, 1).split(self.lengths, 1),
-            value_TGK.transpose(0, 1).split(self.lengths, 1),
+            torch.split(query_QTHK[0].transpose(0, 1), self.lengths, dim=1),
+            torch.split(key_TGK.transpose(0, 1), self.lengths, dim=1),
+            torch.split(value_TGK.transpose(0, 1), self.lengths, dim=1),
             strict=True,
         )
         contexts = [_attend_document(query, key, value) for query, key, value in documents]
@@ -131,7 +136,8 @@ def _attend_document(query_HTK: Tensor, key_GTK: Tensor, value_GTK: Tensor) -> T
     """
     num_heads, count, head_dim = query_HTK.shape
     groups = key_GTK.shape[0]
-    grouped = (query_HTK * head_dim**-0.5).reshape(groups, -1, head_dim)
+    scale: float = head_dim**-0.5
+    grouped = (query_HTK * scale).reshape(groups, -1, head_dim)
     scores = (grouped @ key_GTK.transpose(1, 2)).view(num_heads, count, count)
     future = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.float().masked_fill(future, -torch.inf).softmax(-1).to(value_GTK.dtype)

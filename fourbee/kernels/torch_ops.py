@@ -100,8 +100,8 @@ class TorchOperations:
         rotary: Rotary,
     ) -> tuple[Tensor, Tensor]:
         head_dim = query_norm_K.shape[0]
-        query_THK = self.norm(query_TN.unflatten(-1, (-1, head_dim)), query_norm_K, eps)
-        key_TGK = self.norm(key_TN.unflatten(-1, (-1, head_dim)), key_norm_K, eps)
+        query_THK = self.norm(_heads(query_TN, head_dim), query_norm_K, eps)
+        key_TGK = self.norm(_heads(key_TN, head_dim), key_norm_K, eps)
         query_QTHK = _rotate(query_THK[None], rotary.cos, rotary.sin)
         key_TGK = _rotate(key_TGK, rotary.cos[0], rotary.sin[0])
         return query_QTHK, key_TGK
@@ -153,18 +153,24 @@ class TorchOperations:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
 
+def _heads(x_TN: Tensor, head_dim: int) -> Tensor:
+    """`[T, N]` as heads `[T, N / head_dim, head_dim]`."""
+    return x_TN.reshape(*x_TN.shape[:-1], x_TN.shape[-1] // head_dim, head_dim)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + K/2) of the last axis; cos and sin `[..., T, K/2]`, x `[..., T, H, K]`."""
+    """Rotates pairs (i, i + K/2) of x `[..., T, H, K]`; cos and sin are `[..., T, K/2]`."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 def hadamard_128(x: Tensor) -> Tensor:
-    """Each group of 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
-    blocks = x.float().unflatten(-1, (-1, 128))
+    """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
+    blocks = _heads(x.float(), 128)
     for half in (1, 2, 4, 8, 16, 32, 64):
-        pairs = blocks.unflatten(-1, (-1, 2, half))
+        pairs = blocks.reshape(*blocks.shape[:-1], 64 // half, 2, half)
         upper, lower = pairs[..., 0, :], pairs[..., 1, :]
         blocks = torch.stack((upper + lower, upper - lower), dim=-2).flatten(-3)
-    return (blocks * 128**-0.5).flatten(-2).to(x.dtype)
+    scale: float = 128**-0.5
+    return (blocks * scale).flatten(-2).to(x.dtype)

@@ -38,14 +38,16 @@ def gumbel_noise(seed: int, position: int, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise of each token id at one position under one 64-bit seed, float64."""
     counter = torch.tensor([seed, position], dtype=torch.uint64).view(torch.int64)
     key = _mix(_mix(counter[0]) + counter[1]).to(token_ids.device)
-    bits = _shift_right(_mix(key + token_ids), 11)  # 53 bits
-    uniform = (bits.double() + 0.5) * 2.0**-53
+    # 52 bits, so that adding a half is exact and the number is never 1, whose noise is infinite.
+    bits = _shift_right(_mix(key + token_ids), 12)
+    uniform = (bits.double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
 
 
 def _sample_row(logits_V: Tensor, request: HeadRequest, row: int) -> Tensor:
     top_k, top_p = int(request.top_k[row]), float(request.top_p[row])
-    scaled = logits_V / float(request.temperature[row])
+    # The largest becomes 0: no temperature, however small, makes it overflow.
+    scaled = (logits_V - logits_V.max()) / float(request.temperature[row])
     vocabulary = scaled.shape[0]
     if 0 < top_k < vocabulary or top_p < 1:
         scaled, token_ids = scaled.topk(min(top_k, vocabulary) if top_k > 0 else vocabulary)

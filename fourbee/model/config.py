@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
 
-# Fields that must have exactly these values: anything else is another network.
+# Fields that must be absent or have one of these values: anything else is another network.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
-    "model_type": ("qwen3",),
     "attention_bias": (False, None),
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
 }
+# Fields that a checkpoint may leave out: they do not change what the network computes.
+_OPTIONAL = ("initializer_range", "torch_dtype", "quantization")
+# The one packed format: int8 rows with a scale each (`int8.py`).
+INT8 = "fourbee-int8"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Qwen3Config:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     torch_dtype: str = "bfloat16"
+    # How the files are packed, `INT8` or None; weights in memory are never packed.
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            if type(value) in (int, float) and not 0 < value < math.inf:
                 raise ModelFileError(f"config.json: {field.name} = {value}: expected more than 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelFileError(
@@ -53,7 +59,9 @@ class Qwen3Config:
                 f"multiple of num_key_value_heads = {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise ModelFileError(f"config.json: head_dim = {self.head_dim}: expected an even number")
+            raise ModelFileError(
+                f"config.json: head_dim = {self.head_dim}: expected an even number"
+            )
 
     @property
     def query_size(self) -> int:
@@ -79,26 +87,23 @@ class Qwen3Config:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str = "config.json") -> Qwen3Config:
-        """From the parsed config.json; ModelFileError for what is missing, mistyped or not ours."""
-        for key, allowed in _FIXED.items():
-            if key in values and values[key] not in allowed or key == "model_type" not in values:
-                raise ModelFileError(
-                    f"{source}: {key} = {values.get(key)!r}: expected {allowed[0]!r}"
-                )
+        """From the parsed config.json; ModelFileError for what is missing, mistyped or not ours.
+
+        Every field that the network depends on must be there: defaults are not guessed.
+        """
+        _refuse_other_networks(values, source)
+        given = dict(values) | {
+            "rope_theta": _rope_theta(values, source),
+            "torch_dtype": values.get("torch_dtype") or values.get("dtype"),
+            "quantization": _quantization(values, source),
+        }
         known: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            value = values.get(field.name)
-            if field.name == "torch_dtype":
-                value = values.get("torch_dtype") or values.get("dtype")
-            if field.name == "rope_theta":
-                value = _rope_theta(values, source)
-            if field.name == "head_dim" and value is None and "hidden_size" in values:
-                value = values["hidden_size"] // max(1, values.get("num_attention_heads", 1))
-            if value is None:
-                if field.default is dataclasses.MISSING:
-                    raise ModelFileError(f"{source}: missing key {field.name!r}")
-                continue
-            known[field.name] = _typed(str(field.type), field.name, value, source)
+            value = given.get(field.name)
+            if value is not None:
+                known[field.name] = _typed(str(field.type), field.name, value, source)
+            elif field.name not in _OPTIONAL:
+                raise ModelFileError(f"{source}: missing key {field.name!r}")
         return cls(**known)
 
     @classmethod
@@ -109,7 +114,9 @@ class Qwen3Config:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelFileError(f"{folder}: no config.json; expected a Qwen3 folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise ModelFileError(f"{path}: not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ModelFileError(f"{path}: expected a JSON object")
@@ -117,8 +124,7 @@ class Qwen3Config:
 
     def to_json(self) -> dict[str, Any]:
         """The config.json that transformers and `load` read."""
-        values = dataclasses.asdict(self)
-        return values | {
+        values = dataclasses.asdict(self) | {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
             "attention_bias": False,
@@ -129,20 +135,60 @@ class Qwen3Config:
             "use_sliding_window": False,
             "use_cache": True,
         }
+        quantization = values.pop("quantization")
+        if quantization is not None:
+            values["quantization_config"] = {"quant_method": quantization}
+        return values
+
+
+def _refuse_other_networks(values: Mapping[str, Any], source: str) -> None:
+    model_type = values.get("model_type")
+    if model_type != "qwen3":
+        raise ModelFileError(f"{source}: model_type = {model_type!r}: expected 'qwen3'")
+    for key, allowed in _FIXED.items():
+        if key in values and values[key] not in allowed:
+            raise ModelFileError(f"{source}: {key} = {values[key]!r}: expected {allowed[0]!r}")
+    for kind in values.get("layer_types") or ():
+        if kind != "full_attention":
+            raise ModelFileError(f"{source}: layer_types has {kind!r}: expected 'full_attention'")
 
 
 def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
     """Theta from either place that transformers has kept it; refuses scaled rotary positions."""
-    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    scaling = _table(values, "rope_scaling", source) or _table(values, "rope_parameters", source)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         raise ModelFileError(f"{source}: rope_scaling type {kind!r}: expected null (plain RoPE)")
     return values.get("rope_theta", scaling.get("rope_theta"))
 
 
+def _quantization(values: Mapping[str, Any], source: str) -> str | None:
+    packing = _table(values, "quantization_config", source)
+    if not packing:
+        return None
+    method = packing.get("quant_method")
+    if method != INT8:
+        raise ModelFileError(
+            f"{source}: quantization_config.quant_method = {method!r}: expected {INT8!r}, "
+            "or a checkpoint that is not quantised"
+        )
+    return INT8
+
+
+def _table(values: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:
+    table = values.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise ModelFileError(f"{source}: {key} = {table!r}: expected an object or null")
+    return table
+
+
 def _typed(type_name: str, key: str, value: Any, source: str) -> Any:
-    expected: tuple[type, ...] = {
-        "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)
+    expected: tuple[type[Any], ...] = {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+        "str | None": (str,),
     }[type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and type_name != "bool"):
         raise ModelFileError(f"{source}: {key} = {value!r}: expected {type_name}")

@@ -2,7 +2,7 @@
 
 Plain RoPE (Su et al. 2021) now. The seam for dynamic RoPE, YaRN, ALiBi and dual-chunk attention is
 `PositionScheme`: a scheme turns token positions into a `Rotary` with as many query variants as
-its attention needs. What a distance does to a score beyond rotation (ALiBi's slopes) is attention's.
+its attention needs. What a distance does to a score beyond rotation (ALiBi) is attention's.
 """
 
 from __future__ import annotations

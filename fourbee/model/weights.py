@@ -13,9 +13,7 @@ def tensor_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of this configuration holds, by name, in file order."""
     hidden, inner = config.hidden_size, config.intermediate_size
     query, key_value = config.query_size, config.key_value_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden)
-    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
@@ -69,3 +67,20 @@ def weights_tree(config: Qwen3Config, tensors: Mapping[str, Array]) -> Qwen3Weig
         final_norm=tensors["model.norm.weight"],
         head=Linear(head),
     )
+
+
+def named_tensors(weights: Qwen3Weights) -> dict[str, Array]:
+    """The inverse of `weights_tree`: tensors by their names in a checkpoint, in file order."""
+    names = list(tensor_shapes(weights.config))
+    # A tree of the same form whose arrays are their own names.
+    labels = weights_tree(weights.config, {name: name for name in names})
+    tensors: dict[str, Array] = {}
+    for labelled, node in zip((labels, *labels.blocks), (weights, *weights.blocks), strict=True):
+        for key, label in vars(labelled).items():
+            value = getattr(node, key)
+            if isinstance(label, Linear):
+                assert not value.rotated, "a rotated weight is not what a checkpoint holds"
+                label, value = label.weight, value.weight
+            if isinstance(label, str):
+                tensors[label] = value
+    return {name: tensors[name] for name in names}

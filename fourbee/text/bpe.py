@@ -17,8 +17,8 @@ from tokenizers.trainers import BpeTrainer
 
 from fourbee.foundation.errors import UsageError
 
-# Letter runs (Han apart) stay whole; everything else is cut into single characters.
-PIECE_PATTERN = r"(?:(?!\p{Han})[\p{L}\p{M}])+|\s|\S"
+# Letters (Han apart) with the marks on them stay whole; all else is cut into single characters.
+PIECE_PATTERN = r"(?!\p{Han})\p{L}(?:(?!\p{Han})[\p{L}\p{M}])*|\s|\S"
 
 # Merges learned beyond the budget, so that unreachable ones can be dropped without a shortfall.
 SPARE_MERGES = 512

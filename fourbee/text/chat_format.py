@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.text.chat_template import ChatTemplate
@@ -148,7 +149,7 @@ class ChatFormat:
             [_marked_message(marks, message) for message in messages],
             [marks.mark_object(tool) for tool in tools] if tools is not None else None,
             add_generation_prompt,
-            **template_kwargs,
+            **marks.mark_object(template_kwargs),
         )
         if marks.unmark(marked) != plain:
             found = [t for t in self._controls.tokens if any(t in text for text in outside)]
@@ -197,13 +198,15 @@ def _shared_start(first: str, second: str) -> str:
     return first[: len(second)]
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    if isinstance(messages, str) or not messages:
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list | tuple) or not messages:
         raise UsageError("messages: expected a list of at least one message", parameter="messages")
-    for index, message in enumerate(messages):
-        if message.get("role") not in ROLES:
+    for index, message in enumerate(cast("list[object]", messages)):
+        if not isinstance(message, Mapping):
+            raise UsageError(f"messages[{index}]: expected an object", parameter="messages")
+        role = cast("Message", message).get("role")
+        if role not in ROLES:
             raise UsageError(
-                f"messages[{index}].role is {message.get('role')!r}; "
-                f"expected one of {', '.join(ROLES)}",
+                f"messages[{index}].role is {role!r}; expected one of {', '.join(ROLES)}",
                 parameter="messages",
             )

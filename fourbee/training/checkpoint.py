@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def load_checkpoint(
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
         model.load_state_dict(weights, strict=True)
         _restore_optimizer(optimizer, state)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         line = str(error).splitlines()[0]
         raise TrainingError(f"checkpoint {folder}: cannot be resumed: {line}") from error
     return progress

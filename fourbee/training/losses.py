@@ -24,9 +24,7 @@ class NextToken:
     correct: Tensor  # [targets] bool: the target is the likeliest token
 
 
-def next_token_loss(
-    hidden_TD: Tensor, head: Linear, pack: Pack, ops: TorchOperations
-) -> NextToken:
+def next_token_loss(hidden_TD: Tensor, head: Linear, pack: Pack, ops: TorchOperations) -> NextToken:
     """Cross-entropy of each learned token from the hidden state before it."""
     assert not head.rotated
     targets = torch.from_numpy(pack.learned.nonzero()[0]).to(hidden_TD.device)
@@ -61,9 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses.append((logsumexp - wanted).sum())
             if needs_gradient:
                 probabilities = logits.sub_(logsumexp).exp_()
-                probabilities.scatter_add_(
-                    -1, labels[:, None], -torch.ones_like(wanted)
-                )
+                probabilities.scatter_add_(-1, labels[:, None], -torch.ones_like(wanted))
                 error = probabilities.to(dtype)
                 grad_hidden.append(error @ weight)
                 grad_weight += error.T @ hidden

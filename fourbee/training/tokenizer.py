@@ -36,9 +36,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     tokenizer = train_bpe(
         _texts(recipe, ChatTemplate(template)), recipe.vocab_size, QWEN_CONTROL_TOKENS, guaranteed
     )
-    save_tokenizer(
-        recipe.output, tokenizer, template, context_length=recipe.context_length
-    )
+    save_tokenizer(recipe.output, tokenizer, template, context_length=recipe.context_length)
     ends = [tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     generation = {
         "do_sample": recipe.temperature > 0,
@@ -65,4 +63,8 @@ def _texts(recipe: TokenizerRecipe, template: ChatTemplate) -> Iterator[str]:
         if "messages" in sample:
             yield template.render({"messages": sample["messages"], "tools": sample.get("tools")})
         else:
-            yield str(sample.get("text", "")) + sample.get("prompt", "") + sample.get("completion", "")
+            yield (
+                str(sample.get("text", ""))
+                + sample.get("prompt", "")
+                + sample.get("completion", "")
+            )

@@ -126,9 +126,7 @@ class Trainer:
         self.checks = _validation_corpora(recipe, cache)
         self.model = self._build_model().to(recipe.device)
         self.optimizer = build_adamw(self.model.named_tensors(), recipe.optimizer)
-        self.updates_per_epoch = [
-            len(self._plan(epoch)) for epoch in range(recipe.epochs)
-        ]
+        self.updates_per_epoch = [len(self._plan(epoch)) for epoch in range(recipe.epochs)]
         self.total = sum(self.updates_per_epoch)
 
     def train(self) -> Path:
@@ -213,6 +211,7 @@ class Trainer:
             "learning_rate": rate,
             "tokens_per_second": tokens / elapsed,
             "seconds": progress.seconds,
+            "seconds_of_update": elapsed,
         }
         self.reporter.update(progress.update, self.total, record)
         if progress.update % self.recipe.log_every == 0 or progress.update == self.total:

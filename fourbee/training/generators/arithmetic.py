@@ -51,7 +51,9 @@ def worked(operation: str, a: int, b: int, language: Language) -> str:
 
 
 def _up_to_three_digits(rng: random.Random) -> int:
-    return rng.randint(0, 999) if rng.random() < 0.6 else rng.randint(0, 10 ** rng.randint(1, 3) - 1)
+    return (
+        rng.randint(0, 999) if rng.random() < 0.6 else rng.randint(0, 10 ** rng.randint(1, 3) - 1)
+    )
 
 
 def _digits(number: int, width: int) -> list[int]:

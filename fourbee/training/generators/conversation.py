@@ -13,7 +13,8 @@ from fourbee.training.generators.wording import framed, noisy
 BEYOND = {
     "en": "Sorry, that is beyond me. I am a very small model: try a short sum, a passage with a "
     "question, or ask me about fourbee.",
-    "zh": "抱歉，这超出了我的能力。我是一个很小的模型，可以试试简单算术、短文问答，或者问我 fourbee 是什么。",
+    "zh": "抱歉，这超出了我的能力。我是一个很小的模型，"
+    "可以试试简单算术、短文问答，或者问我 fourbee 是什么。",
 }
 
 
@@ -49,9 +50,13 @@ def refusal_sample(
         question = rng.choice(relation.questions[language])
         question = question.replace("{s}", names.subject(relation.subject))
     else:
-        question = _with_topic(rng, lexicon, rng.choice(lexicon.outside[language]), language, unseen)
+        question = _with_topic(
+            rng, lexicon, rng.choice(lexicon.outside[language]), language, unseen
+        )
     turns = (user(framed(rng, lexicon, question, language)), assistant(BEYOND[language]))
-    return Sample("refusal", language, turns, expect={"kind": "one_of", "value": [BEYOND[language]]})
+    return Sample(
+        "refusal", language, turns, expect={"kind": "one_of", "value": [BEYOND[language]]}
+    )
 
 
 def completion_sample(
@@ -62,9 +67,7 @@ def completion_sample(
     prompt = _with_topic(rng, lexicon, rng.choice(texts[language]), language, unseen)
     prompt = noisy(rng, prompt, language)
     expect = {"kind": "one_of", "value": [BEYOND[language]]}
-    return Sample(
-        "completion", language, prompt=prompt, completion=BEYOND[language], expect=expect
-    )
+    return Sample("completion", language, prompt=prompt, completion=BEYOND[language], expect=expect)
 
 
 def multi_turn(rng: random.Random, lexicon: Lexicon, parts: Sequence[Sample]) -> Sample:
@@ -80,9 +83,7 @@ def multi_turn(rng: random.Random, lexicon: Lexicon, parts: Sequence[Sample]) ->
     return Sample("multi_turn", last.language, tuple(turns), expect=last.expect)
 
 
-def with_system(
-    rng: random.Random, lexicon: Lexicon, sample: Sample, language: Language
-) -> Sample:
+def with_system(rng: random.Random, lexicon: Lexicon, sample: Sample, language: Language) -> Sample:
     """The same conversation under one of the usual system prompts."""
     system = {"role": "system", "content": rng.choice(lexicon.framing["system"][language])}
     return Sample(**(vars(sample) | {"messages": (system, *sample.messages)}))

@@ -25,10 +25,10 @@ _ASK = {
 }  # fmt: skip
 _PICK = {
     "en": (
-        "Repeat the line that begins with \"{key}\".",
-        "Which line starts with \"{key}\"?",
-        "Copy the line with \"{key}\".",
-        "Find \"{key}\" and repeat its line.",
+        'Repeat the line that begins with "{key}".',
+        'Which line starts with "{key}"?',
+        'Copy the line with "{key}".',
+        'Find "{key}" and repeat its line.',
     ),
     "zh": ("重复以“{key}”开头的那一行。", "哪一行有“{key}”？", "抄写含有“{key}”的那一行。"),
 }

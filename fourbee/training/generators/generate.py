@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fourbee.training.generators.conversation import (
     with_system,
 )
 from fourbee.training.generators.copying import copy_sample, repeat_sample
-from fourbee.training.generators.lexicon import Language, Lexicon, load_lexicon
+from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.passages import passage_sample
 from fourbee.training.generators.sample import Sample
 from fourbee.training.generators.tool_use import calculator_tool, other_tools, tool_sample
@@ -88,17 +88,13 @@ class DataRecipe:
                         raise UsageError(f"files {file.name!r}: unknown skill {skill!r}{hint}")
 
 
-def generate_file(recipe: DataRecipe, file: DataFile, progress: Callable[[int], None]) -> Path:
-    """Writes `file` under the recipe's output folder, atomically; returns its path."""
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    path = recipe.output / f"{file.name}.jsonl"
+def write_samples(path: Path, drawn: Iterable[Sample]) -> Path:
+    """Writes JSON lines, whole or not at all; returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as output:
-        for sample in samples(recipe.seed, file, load_lexicon()):
-            output.write(sample.to_json() + "\n")
-            progress(1)
-    partial.replace(path)
-    return path
+        output.writelines(sample.to_json() + "\n" for sample in drawn)
+    return partial.replace(path)
 
 
 def samples(seed: int, file: DataFile, lexicon: Lexicon) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""The wording that generators draw from: JSON lines beside this file, read into one frozen value."""
+"""The wording that generators draw from: JSON lines beside this file, read into one value."""
 
 from __future__ import annotations
 
@@ -79,9 +79,11 @@ def load_lexicon() -> Lexicon:
 
 
 def han_characters() -> list[str]:
-    """Every Han character and full-width mark of the lexicon, sorted: what the tokenizer keeps whole."""
+    """Every Han character and full-width mark of the lexicon, sorted: the tokenizer keeps them."""
     texts = (text for name in _names() for text in _file(name))
-    return sorted({c for c in "".join(texts) if "\u2e80" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef"})
+    return sorted(
+        {c for c in "".join(texts) if "\u2e80" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef"}
+    )
 
 
 def _names() -> list[str]:

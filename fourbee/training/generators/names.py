@@ -18,16 +18,31 @@ _ONSETS = (
 ).split()
 _VOWELS = "a e i o u a e i o u ai ea io ou ee ia au".split()
 _CODAS = ("", "", "", "n", "r", "l", "s", "m", "t", "k", "nd", "rn", "x", "th", "ck", "lt")
-_SURNAMES = "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文"
-_GIVEN = "伟芳娜秀英敏静丽强磊军洋勇艳杰娟涛明超兰霞平刚桂文辉玲华红玉建国春梅海燕雪松林子轩浩宇雨欣思远嘉怡晨曦志诚佳慧天云青山白石清风月星河安宁乐康泽瑞博学永新成立东南西北"
-_PLACE_HAN = "青白红云石金银水木山河湖海川江溪泉岭峰谷原野田林松柳梅兰竹桃杏枫叶安宁和平乐康福泰昌盛长永新古东南西北中上下大小天星月阳光明清远高平沙岛港湾桥"
+_SURNAMES = (
+    "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡"
+    "贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷"
+    "钱汤尹黎易常武乔贺赖龚文"
+)
+_GIVEN = (
+    "伟芳娜秀英敏静丽强磊军洋勇艳杰娟涛明超兰霞平刚桂文辉玲华红玉建国春梅海燕雪松林子轩浩宇雨"
+    "欣思远嘉怡晨曦志诚佳慧天云青山白石清风月星河安宁乐康泽瑞博学永新成立东南西北"
+)
+_PLACE_HAN = (
+    "青白红云石金银水木山河湖海川江溪泉岭峰谷原野田林松柳梅兰竹桃杏枫叶安宁和平乐康福泰昌盛长"
+    "永新古东南西北中上下大小天星月阳光明清远高平沙岛港湾桥"
+)
 _PLACE_END = ("市", "县", "镇", "村", "岛", "州", "城", "湾", "山", "湖", "")
-_THING_HAN = "星云风雷光影火水石木金龙虎鹰鹿狼海山月日天极智慧灵巧快轻重新宝蓝红白黑青紫银晶梦飞速达通科维芯图未来"
+_THING_HAN = (
+    "星云风雷光影火水石木金龙虎鹰鹿狼海山月日天极智慧灵巧快轻重新宝蓝红白黑青紫银晶梦飞速达通"
+    "科维芯图未来"
+)
 _ORG_END_EN = (
     " Ltd", " Group", " Club", " Institute", " Museum", " Bank", " Press", " Foods", " School",
     " Hospital", " Hotel", " Works", " Airlines", " Labs", "", "", "",
 )  # fmt: skip
-_ORG_END_ZH = ("公司", "集团", "俱乐部", "研究所", "博物馆", "银行", "出版社", "中学", "医院", "酒店", "工厂")
+_ORG_END_ZH = (
+    "公司", "集团", "俱乐部", "研究所", "博物馆", "银行", "出版社", "中学", "医院", "酒店", "工厂",
+)  # fmt: skip
 _COLORS_EN = "red blue green yellow black white brown grey pink purple orange silver golden".split()
 _COLORS_ZH = "红色 蓝色 绿色 黄色 黑色 白色 棕色 灰色 粉色 紫色 橙色 银色 金色".split()
 _MONTHS = (
@@ -129,7 +144,9 @@ class Names:
         """A product, book, event, animal ...: one made-up word, with a number now and then."""
         name = self.thing_name()
         if self.rng.random() < 0.25:
-            name += f" {self.rng.randint(2, 99)}" if name.isascii() else str(self.rng.randint(2, 99))
+            name += (
+                f" {self.rng.randint(2, 99)}" if name.isascii() else str(self.rng.randint(2, 99))
+            )
         return name
 
     def noun(self) -> str:

@@ -139,8 +139,8 @@ def _missing(
 ) -> tuple[_Attribute, str]:
     """An attribute that is not stated of the subject asked for.
 
-    Half of the time the subject occurs and lacks the attribute; else the attribute occurs, stated of
-    somebody else, or neither does.
+    Mostly the subject occurs and lacks the attribute; else the attribute occurs, stated of somebody
+    else, or neither does.
     """
     names = Names(rng, language)
     while True:

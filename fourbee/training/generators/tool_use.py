@@ -1,4 +1,4 @@
-"""Calculator calls in Qwen3's format: tools with random names among others, results to sentences."""
+"""Calculator calls in Qwen3's format: random names among other tools, results to sentences."""
 
 from __future__ import annotations
 

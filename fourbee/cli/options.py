@@ -1,0 +1,36 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A checkpoint folder, or the id of a pulled model such as "
+        "Qwen/Qwen3-4B-Instruct-2507. Default: the embedded fourbee-mini.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 = always the likeliest token. Default: the model's own."),
+]
+TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")]
+TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens; 0 = all.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Longest answer in tokens. Default: what the context leaves.")
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a key of the recipe, as in --set optimizer.clip=0.5."),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Print every setting and where it came from, then stop.")
+]
+Recipe = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]

@@ -1,0 +1,69 @@
+"""`fourbee serve` and `fourbee pull`: a model on a port, and a model on the disk."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from fourbee.cli.options import Model
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Clients must send this as a bearer token; may be given more than once. "
+            "Also FOURBEE_API_KEY."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Serve a model: a chat page at /, OpenAI's API at /v1."""
+    from fourbee.server.serve import ServeSettings
+    from fourbee.server.serve import serve as run
+
+    # Not typer's `envvar`: help would then print the key's value as a default.
+    keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
+    run(ServeSettings(model, host, port, tuple(keys), device, dtype))
+
+
+def pull(
+    model_id: Annotated[str, typer.Argument(help="A hub id, such as Qwen/Qwen3-0.6B.")],
+    revision: Annotated[str, typer.Option(help="A branch, tag or commit.")] = "main",
+) -> None:
+    """Download a model once; `--model ID` uses it from then on. Goes on where it was stopped."""
+    from fourbee.model.hub import pull as run
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(model_id, total=None)
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        folder = run(model_id, revision, show)
+    typer.echo(folder)

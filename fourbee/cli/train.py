@@ -1,0 +1,136 @@
+"""`fourbee train tokenizer|pretrain|sft RECIPE`: training from a recipe, always resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from fourbee.cli.options import Explain, Recipe, Set
+from fourbee.foundation.errors import UsageError
+from fourbee.foundation.settings import build, explain, read_toml, with_overrides
+
+train_app = typer.Typer(
+    name="train",
+    help="Train a tokenizer or a model from a recipe. A run that was stopped goes on where it was.",
+    no_args_is_help=True,
+)
+
+RecipeT = TypeVar("RecipeT")
+
+
+@train_app.command()
+def tokenizer(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Learn a byte-level BPE tokenizer from samples."""
+    from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
+
+    settings = read_recipe(TokenizerRecipe, recipe, assignments, explained)
+    if settings is not None:
+        typer.echo(train_tokenizer(settings))
+
+
+@train_app.command()
+def pretrain(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Train on every token of the samples, from scratch or from a checkpoint."""
+    _require_torch()
+    from fourbee.training.pretrain import pretrain as run
+    from fourbee.training.trainer import TrainRecipe
+
+    settings = read_recipe(TrainRecipe, recipe, assignments, explained)
+    if settings is not None:
+        with ProgressReporter() as reporter:
+            typer.echo(run(settings, reporter))
+
+
+@train_app.command()
+def sft(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Supervised fine-tuning: train on what the assistant says, and on nothing else."""
+    _require_torch()
+    from fourbee.training.sft import sft as run
+    from fourbee.training.trainer import TrainRecipe
+
+    settings = read_recipe(TrainRecipe, recipe, assignments, explained)
+    if settings is not None:
+        with ProgressReporter() as reporter:
+            typer.echo(run(settings, reporter))
+
+
+def read_recipe(
+    kind: type[RecipeT], path: Path, assignments: list[str] | None, explained: bool
+) -> RecipeT | None:
+    """The settings of a recipe file; with `explained` they are printed and None is returned."""
+    table = with_overrides(read_toml(path), assignments or [])
+    settings = build(kind, table)
+    if not explained:
+        return settings
+    for line in explain(settings, table):
+        typer.echo(line)
+    return None
+
+
+def _require_torch() -> None:
+    try:
+        import fourbee.training.trainer  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"training needs {error.name}, which is not installed: pip install 'fourbee[train]'"
+        ) from None
+
+
+class ProgressReporter:
+    """A progress bar on stderr; where stderr is no terminal, a line now and then."""
+
+    # Seconds between lines where there is no terminal.
+    _PAUSE = 15.0
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=None, state="")
+        self.line_at = 0.0
+        self.rate = 0.0  # updates a second, smoothed
+
+    def __enter__(self) -> ProgressReporter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def preparing(self, message: str) -> None:
+        self.console.print(message)
+
+    def update(self, done: int, total: int, record: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        seconds = record["seconds_of_update"]
+        self.rate = 1 / seconds if not self.rate else 0.95 * self.rate + 0.05 / seconds
+        left = timedelta(seconds=round((total - done) / self.rate))
+        state = (
+            f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  {left} left"
+        )
+        self.bar.update(self.task, completed=done, total=total, state=state)
+        if not self.console.is_terminal and (now - self.line_at > self._PAUSE or done == total):
+            self.line_at = now
+            self.console.print(f"update {done}/{total}  {state}")
+
+    def validation(self, record: Mapping[str, Any]) -> None:
+        shares = {
+            skill: round(values["exact"], 3)
+            for skill, values in record.items()
+            if isinstance(values, Mapping)
+        }
+        self.console.print(f"update {record['update']}  exact {json.dumps(shares)}")

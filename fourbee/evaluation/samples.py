@@ -1,0 +1,93 @@
+"""Scores a model on samples that say what they expect, by skill, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourbee.engine.llm import LLM
+from fourbee.engine.sampling import SamplingParams
+from fourbee.evaluation.intervals import Share, clustered, wilson
+from fourbee.evaluation.scoring import is_right
+from fourbee.foundation.errors import UsageError
+
+# Prompts answered together.
+_BATCH = 16
+_MAX_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A sample, what the model said, and whether that is right and ended by itself."""
+
+    sample: Mapping[str, Any]
+    text: str
+    right: bool
+
+
+def read_samples(path: Path, limit: int | None) -> list[Mapping[str, Any]]:
+    """Samples that carry an expectation; at most `limit` of each skill. UsageError for others."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    kept: list[Mapping[str, Any]] = []
+    counts: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            sample = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}:{number}: not valid JSON: {error.msg}") from None
+        if not isinstance(sample, dict) or "expect" not in sample:
+            raise UsageError(f'{path}:{number}: expected an object with the key "expect"')
+        skill = sample.get("skill", "all")
+        counts[skill] = counts.get(skill, 0) + 1
+        if limit is None or counts[skill] <= limit:
+            kept.append(sample)
+    return kept
+
+
+def answer(
+    llm: LLM, samples: Sequence[Mapping[str, Any]], temperature: float, seed: int
+) -> Iterator[Answered]:
+    """The model's answers, in order; sample i is drawn with seed `seed + i`."""
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[start : start + _BATCH]
+        prompts = [prompt_ids(llm, sample) for sample in batch]
+        params = [
+            SamplingParams(temperature=temperature, max_tokens=_MAX_TOKENS, seed=seed + start + i)
+            for i in range(len(batch))
+        ]
+        for sample, completion in zip(batch, llm.generate(prompts, params), strict=True):
+            right = completion.finish_reason == "stop" and is_right(
+                completion.text, sample["expect"]
+            )
+            yield Answered(sample, completion.text, right)
+
+
+def prompt_ids(llm: LLM, sample: Mapping[str, Any]) -> list[int]:
+    """What the model is asked: a conversation up to its last answer, or a raw prompt."""
+    if "prompt" in sample:
+        return llm.tokenizer.encode(sample["prompt"], control_tokens=True)
+    messages = list(sample["messages"])
+    if messages[-1]["role"] == "assistant":
+        messages.pop()
+    return llm.chat_format.encode(messages, sample.get("tools") or None)
+
+
+def shares(answers: Sequence[Answered]) -> dict[str, Share]:
+    """The share of right answers of each skill; clustered where samples name their template."""
+    by_skill: dict[str, dict[str, list[bool]]] = {}
+    for number, one in enumerate(answers):
+        template = one.sample.get("template") or str(number)
+        clusters = by_skill.setdefault(one.sample.get("skill", "all"), {})
+        clusters.setdefault(template, []).append(one.right)
+    result: dict[str, Share] = {}
+    for skill, clusters in sorted(by_skill.items()):
+        rights = [right for cluster in clusters.values() for right in cluster]
+        alone = len(clusters) == len(rights)
+        result[skill] = (
+            wilson(sum(rights), len(rights)) if alone else clustered(list(clusters.values()))
+        )
+    return result

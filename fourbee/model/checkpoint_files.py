@@ -1,0 +1,293 @@
+"""Checkpoint folders: config.json and safetensors files, read into weights and written back.
+
+Layouts are Hugging Face's: one `model.safetensors`, or shards with `model.safetensors.index.json`.
+Strict: a tensor that is missing, not expected, of another shape or type, stored twice, or not where
+the index says is an error that names it. Never runs code: pickled `.bin` files are refused. Not
+here: tokenizer files, downloads (`hub.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourbee.foundation.errors import ModelFileError
+from fourbee.kernels.operations import Array, Operations
+from fourbee.model.config import INT8, Qwen3Config
+from fourbee.model.int8 import SCALE, pack_rows, packed_shapes, unpack_rows
+from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, write_tensors
+from fourbee.model.weights import named_tensors, tensor_shapes, weights_tree
+
+Progress = Callable[[str, int, int], None]  # a name, bytes done, bytes in all
+Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+# What belongs to a model beside its weights: tokenizer, chat template, sampling defaults.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_HEAD = "lm_head.weight"
+_FLOATS = ("BF16", "F16", "F32")
+
+
+def load_weights(folder: Path, ops: Operations, progress: Progress | None = None) -> Qwen3Weights:
+    """The weights of a checkpoint folder, in the compute type of `ops`.
+
+    Streamed tensor by tensor, the largest first: memory peaks at little more than the weights
+    themselves. A checkpoint with tied embeddings may also hold `lm_head.weight`; it is ignored, as
+    transformers does, but must have the embedding's shape. Raises ModelFileError.
+    """
+    config = Qwen3Config.load(folder)
+    stored = find_tensors(folder)
+    _check_tensors(folder, config, stored)
+    shapes = tensor_shapes(config)
+    total = sum(stored[name].size for name in shapes)
+    done = 0
+    tensors: dict[str, Array] = {}
+    for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+        tensors[name] = ops.from_numpy(_read(stored, name))
+        done += stored[name].size
+        if progress is not None:
+            progress(name, done, total)
+    return weights_tree(dataclasses.replace(config, quantization=None), tensors)
+
+
+def save_weights(
+    folder: Path, weights: Qwen3Weights, ops: Operations, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes config.json and the tensors, in the type they have, as transformers lays them out.
+
+    Tokenizer files in the folder stay. An interrupted save leaves the old checkpoint, the new one,
+    or a folder without config.json, which no loader takes for a model; never a mixture.
+    """
+    tensors = named_tensors(weights)
+    shapes = tensor_shapes(weights.config)
+    dtype = ops.to_numpy(weights.final_norm).dtype
+    config = dataclasses.replace(weights.config, torch_dtype=dtype.name)
+    layout: Layout = {name: (dtype, shape) for name, shape in shapes.items()}
+    _write_checkpoint(
+        folder, config, layout, lambda name: ops.to_numpy(tensors[name]), max_shard_bytes
+    )
+
+
+def quantize_checkpoint(source: Path, target: Path) -> None:
+    """Writes the checkpoint of `source` to `target` as `fourbee-int8`, with its tokenizer files."""
+    config = Qwen3Config.load(source)
+    if config.quantization is not None:
+        raise ModelFileError(
+            f"{source}: already {config.quantization}; expected a dense checkpoint"
+        )
+    stored = find_tensors(source)
+    _check_tensors(source, config, stored)
+    shapes = packed_shapes(tensor_shapes(config))
+    single, byte = np.dtype(np.float32), np.dtype(np.int8)
+    # Floats first, so that every tensor is aligned to its element size.
+    layout: Layout = {name: (single, shape) for name, shape in shapes.items() if len(shape) == 1}
+    layout |= {name: (byte, shape) for name, shape in shapes.items() if len(shape) == 2}
+
+    def packed(name: str) -> NumpyArray:
+        if name.endswith(SCALE):
+            return pack_rows(stored[name.removesuffix(SCALE)].read())[1]
+        array = stored[name].read()
+        return pack_rows(array)[0] if array.ndim == 2 else array.astype(single)
+
+    config = dataclasses.replace(config, quantization=INT8)
+    _write_checkpoint(target, config, layout, packed, max_shard_bytes=sum(_sizes(layout)))
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's weight files by name; checks the index where there is one.
+
+    As in transformers, files beside `model.safetensors` or not named by the index are not read.
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return _merged(_files_without_index(folder))
+    places = _index(index)
+    if SINGLE_FILE not in places.values() and (folder / SINGLE_FILE).is_file():
+        raise ModelFileError(
+            f"{folder}: both {SINGLE_FILE} and {INDEX_FILE}; expected one of the two"
+        )
+    absent = sorted(file for file in set(places.values()) if not (folder / file).is_file())
+    if absent:
+        raise ModelFileError(f"{folder}: missing {_listed(absent)}, named by {INDEX_FILE}")
+    stored = _merged([folder / file for file in sorted(set(places.values()))])
+    wrong = [
+        name
+        for name in {**places, **stored}
+        if name not in stored or stored[name].path.name != places.get(name)
+    ]
+    if wrong:
+        raise ModelFileError(
+            f"{index}: wrong about {_listed(wrong)}; expected the file that holds each tensor"
+        )
+    return stored
+
+
+def _files_without_index(folder: Path) -> list[Path]:
+    single = folder / SINGLE_FILE
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickled = sorted(file.name for file in folder.glob("*.bin"))
+    if pickled:
+        raise ModelFileError(
+            f"{folder}: only {_listed(pickled)}; expected {SINGLE_FILE}: pickled files can run code"
+        )
+    raise ModelFileError(f"{folder}: no weights; expected {SINGLE_FILE}")
+
+
+def _index(path: Path) -> dict[str, str]:
+    try:
+        places = json.loads(path.read_bytes())["weight_map"]
+        well_formed = all(isinstance(file, str) for file in places.values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        well_formed = False
+    if not well_formed:
+        raise ModelFileError(f"{path}: damaged; expected a JSON object with a weight_map")
+    for file in places.values():
+        if file != Path(file).name:
+            raise ModelFileError(f"{path}: names {file!r}; expected a file of the same folder")
+    return dict(places)
+
+
+def _merged(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in stored:
+                raise ModelFileError(
+                    f"{file.parent}: {name} is both in {stored[name].path.name} and in "
+                    f"{file.name}; expected it once"
+                )
+            stored[name] = tensor
+    return stored
+
+
+def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, StoredTensor]) -> None:
+    """Exactly the tensors of the configuration, in its shapes and types."""
+    packed = config.quantization == INT8
+    dense = tensor_shapes(config)
+    if config.tie_word_embeddings and _HEAD in stored:
+        dense[_HEAD] = dense["model.embed_tokens.weight"]
+    shapes = packed_shapes(dense) if packed else dense
+    mis_shaped = [
+        f"{name} is {list(tensor.shape)}, expected {list(shapes[name])}"
+        for name, tensor in stored.items()
+        if name in shapes and tensor.shape != shapes[name]
+    ]
+    mistyped = []
+    for name, tensor in stored.items():
+        types = ("I8",) if packed and len(tensor.shape) == 2 else _FLOATS
+        if tensor.dtype not in types:
+            mistyped.append(f"{name} is {tensor.dtype}, expected {' or '.join(types)}")
+    problems = {
+        "missing": [name for name in shapes if name not in stored],
+        "not expected": [name for name in stored if name not in shapes],
+        "of the wrong shape": mis_shaped,
+        "of the wrong type": mistyped,
+    }
+    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ModelFileError(f"{folder}: tensors {'; '.join(found)}")
+
+
+def _read(stored: Mapping[str, StoredTensor], name: str) -> NumpyArray:
+    array = stored[name].read()
+    return unpack_rows(array, stored[name + SCALE].read()) if array.dtype == np.int8 else array
+
+
+def _write_checkpoint(
+    folder: Path,
+    config: Qwen3Config,
+    layout: Layout,
+    tensor: Callable[[str], NumpyArray],
+    max_shard_bytes: int,
+) -> None:
+    unfinished = folder / ".unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _write_files(unfinished, config, layout, tensor, max_shard_bytes)
+        # From here on a folder without config.json, until all of the new files are in place.
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE):
+            old.unlink(missing_ok=True)
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        raise ModelFileError(f"{folder}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_files(
+    folder: Path,
+    config: Qwen3Config,
+    layout: Layout,
+    tensor: Callable[[str], NumpyArray],
+    max_shard_bytes: int,
+) -> None:
+    shards = _shards(layout, max_shard_bytes)
+    count = len(shards)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    files = dict(zip(names if count > 1 else [SINGLE_FILE], shards, strict=True))
+    for file, shard in files.items():
+        write_tensors(folder / file, shard, ((name, tensor(name)) for name in shard))
+    if count > 1:
+        places = {name: file for file, shard in files.items() for name in shard}
+        index = {"metadata": {"total_size": sum(_sizes(layout))}, "weight_map": places}
+        _write_json(folder / INDEX_FILE, index)
+    _write_json(folder / CONFIG_FILE, config.to_json())
+
+
+def _shards(layout: Layout, max_bytes: int) -> list[Layout]:
+    """The layout in order, cut so that no shard is larger (unless one tensor alone is)."""
+    shards: list[Layout] = [{}]
+    filled = 0
+    for (name, form), size in zip(layout.items(), _sizes(layout), strict=True):
+        if shards[-1] and filled + size > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = form
+        filled += size
+    return shards
+
+
+def _sizes(layout: Layout) -> Iterator[int]:
+    return (math.prod(shape) * dtype.itemsize for dtype, shape in layout.values())
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _listed(items: Sequence[str]) -> str:
+    """At most three of the items, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

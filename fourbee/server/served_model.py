@@ -1,0 +1,139 @@
+"""The one model that is served: what the routes need of it, and whether it is there yet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fourbee.engine.sampling import SamplingDefaults
+from fourbee.server.answers import Fit, ModelDetails, ModelEntry, SamplingAdvice
+from fourbee.server.engine_thread import EngineLike, EngineThread
+from fourbee.server.errors import ApiError, model_loading, shutting_down
+from fourbee.text.chat_format import Message, Tool
+from fourbee.text.tokenizer import Tokenizer
+
+# Bytes of the weights in bfloat16, from the numbers of parameters; a test derives them again.
+KNOWN_MODELS = {
+    "Qwen/Qwen3-0.6B": 1_192_099_840,
+    "Qwen/Qwen3-1.7B": 3_441_149_952,
+    "Qwen/Qwen3-4B-Instruct-2507": 8_044_936_192,
+    "Qwen/Qwen3-8B": 16_381_470_720,
+}
+
+# Weights may take this part of the memory; the rest is for the context and the system.
+WEIGHTS_SHARE = 0.8
+
+
+class ChatEncoder(Protocol):
+    """Messages to token ids (`text/chat_format.py` is one)."""
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
+        """The prompt that ends where the assistant's words begin; UsageError, ModelFileError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A loaded model."""
+
+    name: str
+    engine: EngineLike
+    tokenizer: Tokenizer
+    # None where the checkpoint has no chat template.
+    chat_format: ChatEncoder | None
+    defaults: SamplingDefaults
+    max_context: int
+    parameters: int
+    embedded: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def entry(self) -> ModelEntry:
+        """How /v1/models shows it."""
+        memory = memory_bytes()
+        details = ModelDetails(
+            embedded=self.embedded,
+            parameters=self.parameters,
+            max_context=self.max_context,
+            defaults=SamplingAdvice(
+                temperature=self.defaults.temperature,
+                top_p=self.defaults.top_p,
+                top_k=self.defaults.top_k,
+            ),
+            fits=[
+                Fit(id=name, bytes=size, fits=size <= memory * WEIGHTS_SHARE)
+                for name, size in KNOWN_MODELS.items()
+            ],
+            memory_bytes=memory,
+        )
+        return ModelEntry(id=self.name, created=self.created, fourbee=details)
+
+
+class Serving:
+    """From the first request to the last: loading, ready, stopped. Lives on the event loop."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is what is being loaded, for people who ask too early."""
+        self.name = name
+        self._model: ServedModel | None = None
+        self._thread: EngineThread | None = None
+        self._stopped = False
+
+    @property
+    def status(self) -> str:
+        """`loading`, `ok`, `failed` or `stopping`, as /health says it."""
+        if self._stopped:
+            return "stopping"
+        if self._thread is None:
+            return "loading"
+        return "failed" if self._thread.state == "failed" else "ok"
+
+    def attach(self, model: ServedModel) -> None:
+        """Begin to serve a loaded model."""
+        self._model = model
+        self._thread = EngineThread(model.engine)
+        self._thread.start()
+
+    @property
+    def model(self) -> ServedModel:
+        """The model; ApiError 503 until it is there and after the end."""
+        if self._stopped:
+            raise shutting_down()
+        if self._model is None:
+            raise model_loading(self.name)
+        return self._model
+
+    @property
+    def engine(self) -> EngineThread:
+        """The model's engine; ApiError as `model`."""
+        if self._thread is None or self._stopped:
+            raise self._unavailable()
+        return self._thread
+
+    async def stop(self, grace: float) -> None:
+        """Take no more requests, give the living ones `grace` seconds, end the engine."""
+        self._stopped = True
+        if self._thread is not None:
+            await self._thread.stop(grace)
+
+    def _unavailable(self) -> ApiError:
+        return shutting_down() if self._stopped else model_loading(self.name)
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use: the machine's or its container's; 0 = unknown."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = (Path("/sys/fs/cgroup") / file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            machine = min(machine, int(limit))
+    return machine

@@ -1,0 +1,210 @@
+"""A model that says what it is told to, an engine that obeys the contract, and a live server."""
+
+import asyncio
+import itertools
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+from fourbee.engine.request import (
+    Event,
+    Finished,
+    PromptScored,
+    Request,
+    ScoredToken,
+    TokenGenerated,
+)
+from fourbee.engine.sampling import SamplingDefaults
+from fourbee.foundation.errors import CapacityError
+from fourbee.server.app import create_app
+from fourbee.server.serve import http_server, listen
+from fourbee.server.served_model import ServedModel, Serving
+from fourbee.text.bpe import train_bpe
+from fourbee.text.chat_format import ChatFormat
+from fourbee.text.tokenizer import Tokenizer
+
+CHATML = (
+    "{%- for tool in tools or [] %}{{- '<tool>' + (tool | tojson) + '</tool>' }}{%- endfor %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content }}"
+    "{%- for call in message.tool_calls or [] %}{{- call.function | tojson }}{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+CONTEXT = 512
+
+
+def make_tokenizer() -> Tokenizer:
+    backend = train_bpe(["say hello to the world, 量子纠缠 🙂"] * 8, 400)
+    end = backend.token_to_id("<|im_end|>")
+    assert end is not None
+    return Tokenizer(backend, chat_template=CHATML, eos_token_ids=[end])
+
+
+class FakeEngine:
+    """Says what follows "say " in the prompt; "say forever" never ends, "say seed" tells its seed.
+
+    `running` can be cleared to hold every step back. `crash`: an exception that the next step
+    raises. `broken`: the next step ends its requests with this error.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.max_waiting = 1000
+        self.running = threading.Event()
+        self.running.set()
+        self.step_seconds = 0.0
+        self.crash: Exception | None = None
+        self.broken: str | None = None
+        self.added: list[Request] = []
+        self.aborted: list[str] = []
+        self.steps = 0
+        self._answers: dict[str, Iterator[int]] = {}
+        self._requests: dict[str, Request] = {}
+        self._counts: dict[str, int] = {}
+        self._ended: list[Event] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests or self._ended)
+
+    @property
+    def num_living(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: Request) -> str:
+        if len(self._requests) >= self.max_waiting:
+            raise CapacityError(f"{self.max_waiting} requests are waiting already: try again later")
+        self.added.append(request)
+        self._requests[request.id] = request
+        self._counts[request.id] = 0
+        self._answers[request.id] = self._answer(request)
+        return request.id
+
+    def abort(self, request_id: str) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            self.aborted.append(request_id)
+            self._ended.append(Finished(request_id, "abort"))
+
+    def launch(self) -> "FakeEngine":
+        return self
+
+    def result(self) -> list[Event]:
+        assert self.running.wait(20)
+        time.sleep(self.step_seconds)
+        self.steps += 1
+        if self.crash is not None:
+            raise self.crash
+        events, self._ended = self._ended, []
+        for request in list(self._requests.values()):
+            events += self._step(request)
+        return events
+
+    def _answer(self, request: Request) -> Iterator[int]:
+        prompt = self.tokenizer.decode(request.prompt_ids)
+        found = re.findall(r"say (.*?)(?=<\|im_end\|>|$)", prompt, re.DOTALL)
+        said = found[-1] if found else "nothing"
+        if said == "forever":
+            return itertools.cycle(self.tokenizer.encode("hello ", control_tokens=False))
+        if said == "seed":
+            said = str(request.params.seed)
+        return iter(self.tokenizer.encode(said, control_tokens=True))
+
+    def _step(self, request: Request) -> list[Event]:
+        events: list[Event] = []
+        if self.broken is not None:
+            return [self._finish(request, "error")]
+        if request.prompt_logprobs is not None and not self._counts[request.id]:
+            scored = tuple(self._scored(i, request.prompt_logprobs) for i in request.prompt_ids[1:])
+            events.append(PromptScored(request.id, scored))
+        token_id = next(self._answers[request.id], None)
+        if token_id is None and request.params.ignore_eos:
+            token_id = self.tokenizer.eos_token_ids[0]
+        if token_id is None:
+            return [*events, self._finish(request, "stop")]
+        events.append(
+            TokenGenerated(request.id, self._scored(token_id, request.params.logprobs or 0))
+        )
+        self._counts[request.id] += 1
+        limit = request.params.max_tokens or CONTEXT - len(request.prompt_ids)
+        if self._counts[request.id] >= limit:
+            events.append(self._finish(request, "length"))
+        return events
+
+    def _finish(self, request: Request, reason) -> Finished:
+        del self._requests[request.id]
+        return Finished(request.id, reason, self.broken)
+
+    def _scored(self, token_id: int, num_top: int) -> ScoredToken:
+        top = tuple(((token_id + other) % 300, -0.25 - other) for other in range(num_top))
+        return ScoredToken(token_id, -0.25, top)
+
+
+def make_model(tokenizer: Tokenizer, **changes) -> ServedModel:
+    values = {
+        "name": "tiny",
+        "engine": FakeEngine(tokenizer),
+        "tokenizer": tokenizer,
+        "chat_format": ChatFormat(tokenizer),
+        "defaults": SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8),
+        "max_context": CONTEXT,
+        "parameters": 12_345,
+        "embedded": True,
+        "created": 1_700_000_000,
+    }
+    return ServedModel(**(values | changes))
+
+
+class LiveServer:
+    """The real HTTP server on a free port of loopback, in a thread; `model` None = still loading."""
+
+    def __init__(self, model: ServedModel | None, **options) -> None:
+        self.model = model
+        self._options = options
+        self._listener = listen("127.0.0.1", 0)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread.start()
+        assert self._started.wait(10)
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.serving = Serving("tiny")
+        if self.model is not None:
+            self.serving.attach(self.model)
+        self._server = http_server(create_app(self.serving, **self._options), self.serving)
+        self._started.set()
+        await self._server.serve(sockets=[self._listener])
+
+    @property
+    def engine(self) -> FakeEngine:
+        return self.model.engine
+
+    def attach(self, model: ServedModel) -> None:
+        self.model = model
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (self.serving.attach(model), done.set()))
+        assert done.wait(10)
+
+    def begin_stop(self) -> None:
+        self._server.should_exit = True
+
+    def stop(self) -> None:
+        self.begin_stop()
+        self._thread.join(15)
+        assert not self._thread.is_alive()
+        self._listener.close()
+
+
+def eventually(condition, seconds: float = 10.0) -> bool:
+    """Whether the condition becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,80 @@
+"""A tiny tokenizer, tiny samples, and a recipe that trains in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
+from fourbee.training.optimizers import OptimizerSettings
+from fourbee.training.tokenizer import chat_template
+from fourbee.training.trainer import ModelShape, TrainRecipe
+
+WORDS = "red blue green one two three four cat dog house tree river".split()
+
+
+def conversation(index: int) -> dict[str, Any]:
+    """A conversation whose length and words depend on `index`."""
+    word, count = WORDS[index % len(WORDS)], 1 + index % 5
+    return {
+        "skill": "say" if index % 2 else "echo",
+        "messages": [
+            {"role": "user", "content": f"say {word} {count} times"},
+            {"role": "assistant", "content": " ".join([word] * count)},
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [json.dumps(conversation(index)) for index in range(50)]
+    save_tokenizer(folder, train_bpe(texts, 320, QWEN_CONTROL_TOKENS), chat_template())
+    return folder
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(conversation(i)) + "\n" for i in range(60)))
+    return path
+
+
+class SilentReporter:
+    """Hears everything, says nothing; calls `on_update` after each update."""
+
+    def __init__(self, on_update: Any = None) -> None:
+        self.on_update = on_update
+        self.records: list[dict[str, Any]] = []
+        self.validations: list[dict[str, Any]] = []
+
+    def preparing(self, message: str) -> None:
+        pass
+
+    def update(self, done: int, total: int, record: Any) -> None:
+        self.records.append(dict(record))
+        if self.on_update:
+            self.on_update(done)
+
+    def validation(self, record: Any) -> None:
+        self.validations.append(dict(record))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TrainRecipe:
+    return TrainRecipe(
+        output=tmp_path / "run",
+        data=(data_file,),
+        tokenizer=tokenizer_folder,
+        model=ModelShape(64, 128, 2, 2, 1, 32, 256),
+        optimizer=OptimizerSettings(learning_rate=3e-3, warmup_updates=2),
+        tokens_per_update=200,
+        tokens_per_pack=1000,
+        epochs=2,
+        precision="float32",
+        checkpoint_every=5,
+        threads=1,
+    )
