@@ -23,6 +23,7 @@ from fourbee.kernels.operations import (
     IntArray,
     Linear,
     Rotary,
+    SequenceCache,
 )
 from fourbee.kernels.torch_attention import CachedAttention, TorchCache
 from fourbee.kernels.torch_sampling import score_targets, select_tokens
@@ -133,11 +134,11 @@ class TorchOperations:
     def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> TorchCache:
         return TorchCache(layers, kv_heads, head_dim, self.device, self.dtype)
 
-    def fork_cache(self, cache: TorchCache, length: int) -> TorchCache:
-        return cache.fork(length)
+    def fork_cache(self, cache: SequenceCache, length: int) -> TorchCache:
+        return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[TorchCache, int]]) -> CachedAttention:
-        return CachedAttention(chunks)
+    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> CachedAttention:
+        return CachedAttention([(_own(cache), count) for cache, count in chunks])
 
     def head(self, hidden_RD: Tensor, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head).float(), request)
@@ -156,6 +157,11 @@ class TorchOperations:
 def _heads(x_TN: Tensor, head_dim: int) -> Tensor:
     """`[T, N]` as heads `[T, N / head_dim, head_dim]`."""
     return x_TN.reshape(*x_TN.shape[:-1], x_TN.shape[-1] // head_dim, head_dim)
+
+
+def _own(cache: SequenceCache) -> TorchCache:
+    assert isinstance(cache, TorchCache), "a cache belongs to the operations that made it"
+    return cache
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ here: tokenizer files, downloads (`hub.py`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -76,7 +77,8 @@ def save_weights(
     """Writes config.json and the tensors, in the type they have, as transformers lays them out.
 
     Tokenizer files in the folder stay. An interrupted save leaves the old checkpoint, the new one,
-    or a folder without config.json, which no loader takes for a model; never a mixture.
+    or a folder without config.json, which no loader takes for a model (what is not in place is in
+    `.unfinished` then); never a mixture.
     """
     tensors = named_tensors(weights)
     shapes = tensor_shapes(weights.config)
@@ -229,7 +231,10 @@ def _write_checkpoint(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        _write_files(unfinished, config, layout, tensor, max_shard_bytes)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(shutil.rmtree, unfinished, ignore_errors=True)
+            _write_files(unfinished, config, layout, tensor, max_shard_bytes)
+            cleanup.pop_all()
         # From here on a folder without config.json, until all of the new files are in place.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE):
@@ -237,10 +242,9 @@ def _write_checkpoint(
         (folder / INDEX_FILE).unlink(missing_ok=True)
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == CONFIG_FILE):
             os.replace(file, folder / file.name)
+        unfinished.rmdir()
     except OSError as error:
         raise ModelFileError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_files(

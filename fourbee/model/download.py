@@ -87,7 +87,9 @@ def find_repository(client: httpx.Client, model_id: str, revision: str) -> Repos
     names = {file.name for file in files}
     if CONFIG_FILE not in names or not any(name.endswith(".safetensors") for name in names):
         raise UsageError(
-            f"model {model_id!r}: no {CONFIG_FILE} and safetensors on the hub", "model"
+            f"model {model_id!r}: not a model of ours; expected {CONFIG_FILE} and safetensors in "
+            "its repository",
+            "model",
         )
     # The configuration comes first: a model that we cannot run is refused before its weights.
     files.sort(key=lambda file: (file.name != CONFIG_FILE, file.size))

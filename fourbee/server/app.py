@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 import fourbee
 from fourbee.foundation.errors import FourbeeError
@@ -46,7 +47,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     pages: Path = STATIC,
-) -> FastAPI:
+) -> ASGIApp:
     """The server for one model, which may still be loading.
 
     `host` is the address that is listened on: on loopback, only loopback names are answered to.
@@ -64,18 +65,18 @@ def create_app(
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(Exception, answer_error)
     files = load_pages(pages)
-    app.add_middleware(
-        Gate,
-        api_keys=api_keys,
-        open_paths=frozenset({"/health", *files}),
-        only_loopback_names=is_loopback(host),
-    )
     _add_health(app, serving)
     _add_models(app, serving)
     _add_generation(app, serving, max_body_bytes)
     for path, page in files.items():
         _add_page(app, path, page)
-    return app
+    # Around everything, so that no answer leaves without it.
+    return Gate(
+        app,
+        api_keys=api_keys,
+        open_paths=frozenset({"/health", *files}),
+        only_loopback_names=is_loopback(host),
+    )
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:

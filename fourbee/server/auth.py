@@ -41,7 +41,7 @@ def check_binding(host: str, api_keys: Sequence[str]) -> None:
 
 
 class Gate:
-    """ASGI middleware before all routes: foreign Host names and missing keys do not pass.
+    """ASGI middleware around all routes: foreign Host names and missing keys do not pass.
 
     Deny by default: what is not in `open_paths` needs a key when there are keys. It also gives
     every answer its `x-request-id`.

@@ -86,8 +86,9 @@ def _refusal(kind: type[Wire], errors: Sequence[ErrorDetails]) -> ApiError:
         message = f"the body is {shown(first['input'])}; expected a JSON object"
         return ApiError(400, message, code="invalid_value")
     error = _closest([error for error in errors if error["loc"][0] == first["loc"][0]])
-    place = _Place(kind, error["loc"])
-    if error["type"] == "extra_forbidden":
+    is_unknown = error["type"] == "extra_forbidden"
+    place = _Place(kind, error["loc"], is_unknown)
+    if is_unknown:
         message = f"unknown field {place.path!r}{nearest(place.name, place.fields)}"
         return ApiError(400, message, code="unknown_field", parameter=place.path)
     if error["type"] == "missing":
@@ -109,7 +110,10 @@ def _closest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
 class _Place:
     """Where in a request an error is: pydantic's location without the names of union members."""
 
-    def __init__(self, kind: type[BaseModel], location: Sequence[int | str]) -> None:
+    def __init__(
+        self, kind: type[BaseModel], location: Sequence[int | str], is_unknown: bool
+    ) -> None:
+        """`is_unknown`: the location ends with a name that is no field's."""
         self.path = ""
         self.name = ""
         self.right_form = ""
@@ -118,10 +122,10 @@ class _Place:
         for number, part in enumerate(location):
             if isinstance(part, int):
                 self.path += f"[{part}]"
+                self.right_form = "an object" if model else self.right_form
                 continue
             field = model.model_fields.get(part) if model else None
-            # The last part is a field's name even where no such field exists.
-            if model and (field or number == len(location) - 1):
+            if model and (field or (is_unknown and number == len(location) - 1)):
                 self.fields = list(model.model_fields)
                 self.name = part
                 self.path += f".{part}" if self.path else part

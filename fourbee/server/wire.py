@@ -107,7 +107,10 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions: a raw prompt, in which control tokens are control tokens."""
 
     prompt: (
-        str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
     ) = Field(
         description=(
             "a string, a list of strings, a list of token ids or a list of lists of token ids"

@@ -17,7 +17,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_confi
 
 def initial_weights(model: TrainableQwen3, folder: Path) -> None:
     """Copies the checkpoint of `folder` into the model's parameters."""
-    loaded = {}
+    loaded: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         loaded |= load_file(file)
     tensors = model.named_tensors()

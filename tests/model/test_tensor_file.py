@@ -103,7 +103,7 @@ def test_a_file_cut_anywhere_is_not_whole(tmp_path) -> None:
         ),
         (
             {"a": entry(), "b": entry()},
-            "damaged safetensors file: b begins at byte 126, expected 134",
+            "damaged safetensors file: b begins at byte 130, expected 138",
         ),
         (
             b'{"a": 1, "a": 2}',
@@ -137,7 +137,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_not_a_crash(tmp_path) 
     assert message(tensor.read) == f"{path}: ended while it was read; expected it not to change"
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_damage_raises_anything_but_our_error(tmp_path_factory, data) -> None:
     whole = bytearray(save({"a": np.ones((2, 2), np.float32), "b": np.ones(3, np.int8)}))

@@ -8,7 +8,7 @@ import pytest
 
 from fourbee.text.tokenizer import Tokenizer
 
-from .fakes import FakeEngine, LiveServer, make_model, make_tokenizer
+from .fakes import FakeEngine, LiveServer, eventually, make_model, make_tokenizer, openai_client
 
 
 @pytest.fixture(scope="package")
@@ -32,7 +32,7 @@ def server(shared_server: LiveServer) -> Iterator[LiveServer]:
     yield shared_server
     engine.running.set()
     engine.step_seconds, engine.broken, engine.max_waiting = 0.0, None, 1000
-    assert not engine.has_work
+    assert eventually(lambda: not engine.has_work)
 
 
 @pytest.fixture
@@ -54,15 +54,23 @@ def start() -> Iterator[Callable[..., LiveServer]]:
         server.stop()
 
 
-@pytest.fixture
-def http(server: LiveServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client:
+@pytest.fixture(scope="package")
+def shared_http(shared_server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shared_server.url, timeout=20, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
-def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20
-    ) as client:
+def http(server: LiveServer, shared_http: httpx.Client) -> httpx.Client:
+    return shared_http
+
+
+@pytest.fixture(scope="package")
+def shared_client(shared_server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai_client(shared_server.url) as client:
         yield client
+
+
+@pytest.fixture
+def client(server: LiveServer, shared_client: openai.OpenAI) -> openai.OpenAI:
+    return shared_client

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import openai
+
 from fourbee.engine.request import (
     Event,
     Finished,
@@ -208,3 +210,8 @@ def eventually(condition, seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def openai_client(url: str, key: str = "none") -> openai.OpenAI:
+    """OpenAI's client as it comes, without its retries."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)

@@ -60,9 +60,7 @@ def test_control_tokens_in_a_prompt_are_control_tokens(client, engine, tokenizer
 
 
 def test_each_choice_has_a_seed_of_its_own_and_the_first_has_the_given_one(client):
-    answer = client.completions.create(
-        model="tiny", prompt="say seed", n=3, seed=41, max_tokens=50
-    )
+    answer = client.completions.create(model="tiny", prompt="say seed", n=3, seed=41, max_tokens=50)
     assert [choice.text for choice in answer.choices] == ["41", "42", "43"]
 
 
@@ -177,9 +175,7 @@ def test_max_tokens_zero_with_echo_gives_the_prompt_alone(client, tokenizer, eng
 
 
 def test_part_of_a_character_is_shown_as_bytes_and_placed_rightly(client, tokenizer):
-    answer = client.completions.create(
-        model="tiny", prompt="say 🙃a", logprobs=0, max_tokens=50
-    )
+    answer = client.completions.create(model="tiny", prompt="say 🙃a", logprobs=0, max_tokens=50)
     [choice] = answer.choices
     assert choice.text == "🙃a"
     assert choice.logprobs.tokens[0].startswith("bytes:\\xf0")

@@ -69,7 +69,7 @@ def function_tool(name: str, description: str, argument: str, rng: random.Random
         schema["description"] = f"The {argument.replace('_', ' ')}"
     parameters = {"type": "object", "properties": {argument: schema}}
     if rng.random() < 0.8:
-        parameters["required"] = [argument]  # type: ignore[assignment]
+        parameters["required"] = [argument]
     function = {"name": name, "description": description, "parameters": parameters}
     return {"type": "function", "function": function}
 
