@@ -68,7 +68,7 @@ class ChatJob:
         params = sampling_params(model, request, max_tokens, _num_top_logprobs(request))
         requests = engine_requests([prompt], params, request.num_choices)
         answers = [Answer(index, one, model.tokenizer) for index, one in enumerate(requests)]
-        return cls(request, Job("chatcmpl", model, [prompt], answers), tools is not None)
+        return cls(request, Job(new_id("chatcmpl-"), model, [prompt], answers), tools is not None)
 
     async def whole(self, generation: Generation) -> ChatCompletion:
         """The finished answer."""
@@ -201,7 +201,7 @@ class _ChoiceText:
         self._num_calls += 1
         return AnsweredToolCall(
             index=index if in_stream else None,
-            id=new_id("call"),
+            id=new_id("call_"),
             function=CalledFunction(name=call.name, arguments=call.arguments),
         )
 

@@ -27,6 +27,7 @@ from fourbee.server.generation import (
     check_model,
     check_stream_options,
     engine_requests,
+    new_id,
     sampling_params,
 )
 from fourbee.server.logprobs import PlacedToken, completion_logprobs
@@ -76,7 +77,7 @@ class CompletionJob:
         answers = [
             Answer(index, one, model.tokenizer, only_prompt) for index, one in enumerate(requests)
         ]
-        return cls(request, Job("cmpl", model, prompts, answers))
+        return cls(request, Job(new_id("cmpl-"), model, prompts, answers))
 
     async def whole(self, generation: Generation) -> Completion:
         """The finished answer."""

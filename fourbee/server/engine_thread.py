@@ -169,12 +169,15 @@ class EngineThread:
         self._commands.put(partial(self._add, requests, generation))
         return generation
 
-    async def stop(self, grace: float) -> None:
-        """Take no more requests; end the living ones after `grace` seconds; end the thread."""
+    async def stop(self, grace: float, hurry: Callable[[], bool]) -> None:
+        """Take no more requests; end the living ones after `grace` seconds; end the thread.
+
+        `hurry` is asked meanwhile: no more waiting when it says so.
+        """
         if self.state == "running":
             self.state = "stopping"
         deadline = self._loop.time() + grace
-        while self._generations and self._loop.time() < deadline:
+        while self._generations and self._loop.time() < deadline and not hurry():
             await asyncio.sleep(0.02)
         for generation in set(self._generations.values()):
             generation.fail(shutting_down())

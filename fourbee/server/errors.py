@@ -7,6 +7,7 @@ route does not exist or the engine crashed. A crash is logged in full and answer
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
+
+logger = logging.getLogger(__name__)
 
 # Longer values are cut in messages: a prompt does not belong into an error.
 SHOWN_CHARACTERS = 80
@@ -60,6 +63,9 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(429, str(error), "capacity_error", "over_capacity", headers=RETRY_SOON)
     if isinstance(error, HTTPException):
         return _of_http(error)
+    if isinstance(error, FourbeeError):
+        # It may name files of this machine: for the log, not for the client.
+        logger.error("%s", error)
     return internal_error()
 
 

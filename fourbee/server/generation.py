@@ -74,15 +74,11 @@ class Answer:
 class Job:
     """A client's request, made ready for the engine."""
 
-    kind: str
+    id: str
     model: ServedModel
     prompts: Sequence[Sequence[int]]
     answers: Sequence[Answer]
     created: int = field(default_factory=lambda: int(time.time()))
-    id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "id", new_id(self.kind))
 
     @property
     def requests(self) -> list[Request]:
@@ -119,9 +115,9 @@ class Job:
                 yield pieces
 
 
-def new_id(kind: str) -> str:
+def new_id(prefix: str) -> str:
     """An id such as OpenAI's, different each time."""
-    return f"{kind}-{uuid4().hex}"
+    return prefix + uuid4().hex
 
 
 def check_model(model: ServedModel, name: str | None) -> None:
@@ -185,7 +181,7 @@ def engine_requests(
             "n",
         )
     return [
-        Request(new_id("req"), tuple(prompt), params.for_choice(choice), prompt_logprobs)
+        Request(new_id("req_"), tuple(prompt), params.for_choice(choice), prompt_logprobs)
         for prompt in prompts
         for choice in range(num_choices)
     ]

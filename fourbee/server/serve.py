@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 import uvicorn
-from rich.console import Console
-from rich.logging import RichHandler
 from starlette.types import ASGIApp
 
 from fourbee.foundation.errors import UsageError
@@ -96,6 +96,7 @@ def serve(settings: ServeSettings, load: Load = load_model) -> None:
     """
     check_binding(settings.host, settings.api_keys)
     listener = listen(settings.host, settings.port)
+    settings = replace(settings, port=listener.getsockname()[1])
     with listener, _steps_on_stderr():
         asyncio.run(_serve(settings, listener, load))
 
@@ -105,14 +106,16 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: expected a number from 0 to 65535", "port")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError):
         raise UsageError(f"--host {host}: no such host; try --host 127.0.0.1", "host") from None
-    listener = socket.socket(family, kind)
+    # With its protocol named, asyncio sends each event at once (TCP_NODELAY).
+    listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
@@ -158,8 +161,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers first: their streams keep connections open."""
         logger.info("stopping")
-        grace = 0.0 if self.force_exit else GRACE_SECONDS
-        await self._serving.stop(grace)
+        await self._serving.stop(GRACE_SECONDS, hurry=lambda: self.force_exit)
         await super().shutdown(sockets)
 
     @contextmanager
@@ -186,7 +188,7 @@ async def _serve(settings: ServeSettings, listener: socket.socket, load: Load) -
     serving = Serving(settings.model_name)
     app = create_app(serving, settings.host, settings.api_keys)
     server = http_server(app, serving)
-    loading = asyncio.create_task(_load(settings, listener, load, serving, server))
+    loading = asyncio.create_task(_load(settings, load, serving, server))
     await server.serve(sockets=[listener])
     if loading.done():
         loading.result()
@@ -195,20 +197,24 @@ async def _serve(settings: ServeSettings, listener: socket.socket, load: Load) -
 
 
 async def _load(
-    settings: ServeSettings,
-    listener: socket.socket,
-    load: Load,
-    serving: Serving,
-    server: uvicorn.Server,
+    settings: ServeSettings, load: Load, serving: Serving, server: uvicorn.Server
 ) -> None:
     """Load in the background; a model that cannot be loaded ends the server."""
     logger.info("loading %s ...", settings.model_name)
+    began = time.monotonic()
     try:
-        serving.attach(await _in_daemon_thread(lambda: load(settings)))
-    finally:
-        if serving.status != "ok":
-            server.should_exit = True
-    logger.info("ready: %s (chat page; the API is at %s/v1)", settings.url, settings.url)
+        model = await _in_daemon_thread(lambda: load(settings))
+    except BaseException:
+        server.should_exit = True
+        raise
+    serving.attach(model)
+    logger.info(
+        "loaded in %.1f s: %.1f million parameters, context of %d tokens",
+        time.monotonic() - began,
+        model.parameters / 1e6,
+        model.max_context,
+    )
+    logger.info("ready: %s (chat page; the API is at /v1)", settings.url)
 
 
 async def _in_daemon_thread(call: Callable[[], ResultT]) -> ResultT:
@@ -228,9 +234,7 @@ async def _in_daemon_thread(call: Callable[[], ResultT]) -> ResultT:
 @contextmanager
 def _steps_on_stderr() -> Iterator[None]:
     """The steps of fourbee and the warnings of uvicorn, on stderr while we serve."""
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, show_level=False, show_time=False
-    )
+    handler = logging.StreamHandler()
     levels = {"fourbee": logging.INFO, "uvicorn": logging.WARNING}
     for name, level in levels.items():
         logging.getLogger(name).addHandler(handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -113,11 +113,14 @@ class Serving:
             raise self._unavailable()
         return self._thread
 
-    async def stop(self, grace: float) -> None:
-        """Take no more requests, give the living ones `grace` seconds, end the engine."""
+    async def stop(self, grace: float, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Take no more requests, give the living ones `grace` seconds, end the engine.
+
+        `hurry` is asked meanwhile: no more waiting when it says so.
+        """
         self._stopped = True
         if self._thread is not None:
-            await self._thread.stop(grace)
+            await self._thread.stop(grace, hurry)
 
     def _unavailable(self) -> ApiError:
         return shutting_down() if self._stopped else model_loading(self.name)

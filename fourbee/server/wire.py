@@ -2,7 +2,8 @@
 
 Nothing is coerced (`"temperature": "hot"` and `"n": true` are refused) and nothing is ignored: an
 unknown field is refused with the nearest known name, a field that is known but not honoured is
-refused unless its value asks for nothing. `null` always means "not given". A field's `description`
+refused unless its value asks for nothing. `null` always means "not given"; of a field that is
+given twice the last counts. A field's `description`
 is the right form that error messages name.
 
 Accepted without effect, as they do not concern the answer: `user`, `metadata`, `store: false`,
@@ -116,9 +117,8 @@ class CompletionRequest(GenerationRequest):
             "a string, a list of strings, a list of token ids or a list of lists of token ids"
         )
     )
-    # OpenAI's default, short as it is.
     max_tokens: int | None = Field(
-        16, ge=0, description="a whole number from 1, or 0 together with echo"
+        None, ge=0, description="a whole number from 1, or 0 together with echo"
     )
     echo: bool | None = Field(None, description="true or false")
     logprobs: int | None = Field(

@@ -6,8 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-
-import openai
+from typing import TYPE_CHECKING
 
 from fourbee.engine.request import (
     Event,
@@ -25,6 +24,9 @@ from fourbee.server.served_model import ServedModel, Serving
 from fourbee.text.bpe import train_bpe
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import openai
 
 CHATML = (
     "{%- for tool in tools or [] %}{{- '<tool>' + (tool | tojson) + '</tool>' }}{%- endfor %}"
@@ -160,7 +162,7 @@ def make_model(tokenizer: Tokenizer, **changes) -> ServedModel:
 
 
 class LiveServer:
-    """The real HTTP server on a free port of loopback, in a thread; `model` None = still loading."""
+    """The real HTTP server on a free port, in a thread; `model` None = still loading."""
 
     def __init__(self, model: ServedModel | None, **options) -> None:
         self.model = model
@@ -212,6 +214,8 @@ def eventually(condition, seconds: float = 10.0) -> bool:
     return True
 
 
-def openai_client(url: str, key: str = "none") -> openai.OpenAI:
+def openai_client(url: str, key: str = "none") -> "openai.OpenAI":
     """OpenAI's client as it comes, without its retries."""
+    import openai
+
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)

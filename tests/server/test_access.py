@@ -13,6 +13,7 @@ from fourbee.server.serve import listen
 
 from .fakes import make_model, openai_client
 
+ASKS = "this server needs an API key: send the header Authorization: Bearer <key>"
 KEYS = ("first-key", "second-key")
 
 
@@ -30,7 +31,8 @@ def locked(tokenizer):
 def test_each_key_opens_everything(locked, key):
     with openai_client(str(locked.base_url).rstrip("/"), key) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
-        assert client.completions.create(model="tiny", prompt="say hello").choices[0].text == "hello"
+        answer = client.completions.create(model="tiny", prompt="say hello")
+        assert answer.choices[0].text == "hello"
     assert locked.get("/v1/models", headers={"Authorization": f"bearer  {key}"}).status_code == 200
 
 
@@ -45,7 +47,7 @@ def test_without_a_key_every_route_and_method_is_closed(locked, method, path):
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["error"] == {
-        "message": "this server needs an API key: send the header Authorization: Bearer <key>",
+        "message": ASKS,
         "type": "authentication_error",
         "param": None,
         "code": "invalid_api_key",
@@ -60,9 +62,9 @@ def test_without_a_key_every_route_and_method_is_closed(locked, method, path):
         ("Bearer first-key second-key", "the API key is not one of this server's"),
         (b"Bearer \xe5\xaf\x86", "the API key is not one of this server's"),
         ("Bearer " + "x" * 30_000, "the API key is not one of this server's"),
-        ("Bearer", "this server needs an API key: send the header Authorization: Bearer <key>"),
-        ("Basic first-key", "this server needs an API key: send the header Authorization: Bearer <key>"),
-        ("first-key", "this server needs an API key: send the header Authorization: Bearer <key>"),
+        ("Bearer", ASKS),
+        ("Basic first-key", ASKS),
+        ("first-key", ASKS),
     ],
 )  # fmt: skip
 def test_a_wrong_key_is_refused(locked, header, message):
@@ -82,9 +84,9 @@ def test_health_and_the_page_are_open(locked):
 
 
 def test_the_openai_client_knows_a_wrong_key(locked):
-    with openai_client(str(locked.base_url).rstrip("/"), "wrong") as client:
-        with pytest.raises(openai.AuthenticationError):
-            client.models.list()
+    url = str(locked.base_url).rstrip("/")
+    with openai_client(url, "wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 @pytest.mark.parametrize(

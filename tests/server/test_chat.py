@@ -89,7 +89,7 @@ def test_a_tool_call_in_an_answer_becomes_a_tool_call(client, engine, tokenizer)
     [call] = choice.message.tool_calls
     assert (call.type, call.function.name) == ("function", "calculator")
     assert json.loads(call.function.arguments) == {"expression": "1+2"}
-    assert re.fullmatch(r"call-[0-9a-f]{32}", call.id)
+    assert re.fullmatch(r"call_[0-9a-f]{32}", call.id)
     shown = re.search(r"<tool>(.*?)</tool>", tokenizer.decode(engine.added[0].prompt_ids))
     assert json.loads(shown[1]) == TOOL
 

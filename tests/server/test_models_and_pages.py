@@ -100,7 +100,8 @@ def test_while_loading_health_and_the_api_are_503_and_the_page_is_there(start, t
             {"status": "ok"},
         )
     with openai_client(server.url) as client:
-        assert client.completions.create(model="tiny", prompt="say hello").choices[0].text == "hello"
+        answer = client.completions.create(model="tiny", prompt="say hello")
+        assert answer.choices[0].text == "hello"
 
 
 def test_the_api_describes_its_bodies_and_answers(http):

@@ -1,10 +1,14 @@
+# ruff: noqa: E501  (a case of a table is kept on one line)
 """Every refusal of a request: its status, its exact words, its code and its parameter."""
 
 import json
+import socket
 
+import httpx
 import openai
 import pytest
 
+from fourbee.foundation.errors import ModelFileError
 from fourbee.server import app as app_module
 
 from .fakes import CONTEXT, make_model
@@ -270,8 +274,6 @@ def test_a_compressed_body_is_refused(http):
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(start, tokenizer, declared):
-    import httpx
-
     server = start(make_model(tokenizer), max_body_bytes=1000)
     body = json.dumps({"prompt": "a" * 1000}).encode()
     content = body if declared else iter([body[:500], body[500:]])
@@ -286,8 +288,6 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(start, tokenizer,
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(start, tokenizer, monkeypatch):
-    import socket
-
     monkeypatch.setattr("fourbee.server.body.BODY_SECONDS", 0.2)
     server = start(make_model(tokenizer))
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -338,8 +338,6 @@ def test_an_unknown_model_is_not_found(http):
 
 
 def test_a_checkpoint_without_chat_template_does_not_chat(start, tokenizer):
-    import httpx
-
     server = start(make_model(tokenizer, chat_format=None))
     with httpx.Client(base_url=server.url, trust_env=False) as http:
         message = "tiny has no chat template: use /v1/completions"
@@ -389,3 +387,20 @@ def test_when_one_of_several_prompts_finds_no_place_none_is_kept(http, engine):
     engine.max_waiting = 2
     assert http.post(RAW, json={"prompt": ["say forever"] * 3}).status_code == 429
     assert len(engine.aborted) == 2
+
+
+def test_an_error_that_may_name_files_is_for_the_log_alone(start, tokenizer, caplog):
+    class Broken:
+        def encode(self, messages, tools):
+            raise ModelFileError("/home/me/model: forbidden in the sandbox")
+
+    server = start(make_model(tokenizer, chat_format=Broken()))
+    answer = httpx.post(server.url + CHAT, json={"messages": MESSAGES}, trust_env=False)
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {
+        "message": "the server failed on this request; its log says why",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }
+    assert "/home/me/model: forbidden in the sandbox" in caplog.text

@@ -69,7 +69,8 @@ def test_when_the_client_leaves_its_requests_end_within_a_step(server, engine, p
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+        f"Content-Length: {len(content)}\r\n\r\n".encode()
+        + content
     )
     if stream:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
@@ -86,7 +87,8 @@ def test_when_the_client_leaves_its_requests_end_within_a_step(server, engine, p
 
 def test_closing_the_openai_client_s_stream_ends_the_request(client, engine):
     engine.step_seconds = 0.005
-    with client.chat.completions.create(model="tiny", **chat_body("forever", stream=True)) as chunks:
+    options = chat_body("forever", stream=True)
+    with client.chat.completions.create(model="tiny", **options) as chunks:
         for number, _ in enumerate(chunks):
             if number == 3:
                 break
@@ -134,10 +136,17 @@ def test_fifty_requests_at_once_each_get_their_own_answer(server, engine):
     assert not engine.has_work
 
 
-def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(start, tokenizer, monkeypatch):
-    monkeypatch.setattr(engine_thread, "MAX_UNREAD_EVENTS", 200)
+@pytest.mark.parametrize("limit", ["tokens", "time"])
+def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(
+    start, tokenizer, monkeypatch, limit
+):
+    if limit == "tokens":
+        monkeypatch.setattr(engine_thread, "MAX_UNREAD_EVENTS", 200)
+    else:
+        monkeypatch.setattr(streaming, "WRITE_SECONDS", 0.3)
     server = start(make_model(tokenizer, max_context=10**6))
-    body = json.dumps({"prompt": "say forever", "max_tokens": 900_000, "logprobs": 20, "stream": True})
+    fields = {"prompt": "say forever", "max_tokens": 900_000, "logprobs": 20, "stream": True}
+    body = json.dumps(fields)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
@@ -242,9 +251,7 @@ def test_the_end_of_the_server_lets_answers_finish_and_ends_the_others(
         ending = client.chat.completions.create(
             model="tiny", **chat_body("hello world", stream=True)
         )
-        endless = client.chat.completions.create(
-            model="tiny", **chat_body("forever", stream=True)
-        )
+        endless = client.chat.completions.create(model="tiny", **chat_body("forever", stream=True))
         next(iter(endless))
         began = time.monotonic()
         server.begin_stop()

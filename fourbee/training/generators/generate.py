@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import nearest
-from fourbee.training.generators.arithmetic import arithmetic_sample
+from fourbee.training.generators.arithmetic import arithmetic_sample, sums_sample
 from fourbee.training.generators.conversation import (
     about_sample,
     completion_sample,
@@ -46,6 +46,7 @@ SKILLS: Mapping[str, Maker] = {
     "passage_absent": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, False, unseen),
     "tools": lambda rng, lex, lang, _: tool_sample(rng, lex, lang),
     "arithmetic": lambda rng, lex, lang, _: arithmetic_sample(rng, lex, lang),
+    "sums": lambda rng, lex, lang, _: sums_sample(rng, lex, lang),
     "greeting": lambda rng, lex, lang, _: greeting_sample(rng, lex, lang),
     "about": lambda rng, lex, lang, _: about_sample(rng, lex, lang),
     "refusal": refusal_sample,

@@ -1,0 +1,139 @@
+"""Attention: caches filled in any chunks, and packed documents, against the formula in float64."""
+
+import pytest
+import torch
+
+from fourbee.kernels.torch_attention import DocumentAttention
+
+LAYERS, HEADS, GROUPS, SIZE = 2, 4, 2, 8
+
+
+@pytest.fixture
+def inputs(random):
+    """Queries, keys and values of 300 positions, more than a cache's first growth."""
+    rows = 300
+    return random(1, rows, HEADS, SIZE), random(rows, GROUPS, SIZE), random(rows, GROUPS, SIZE)
+
+
+def part(inputs, rows: slice):
+    query, key, value = inputs
+    return query[:, rows], key[rows], value[rows]
+
+
+def attention64(query, key, value) -> torch.Tensor:
+    """Causal attention of one sequence written out, `[T, H*K]`."""
+    query, key, value = query[0].double(), key.double(), value.double()
+    rows, heads, size = query.shape
+    key = key.repeat_interleave(heads // key.shape[1], dim=1)
+    value = value.repeat_interleave(heads // value.shape[1], dim=1)
+    scores = torch.einsum("thk,shk->hts", query, key) / size**0.5
+    future = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.einsum("hts,shk->thk", weights, value).reshape(rows, heads * size)
+
+
+def run(ops, cache, inputs, counts) -> torch.Tensor:
+    """Both layers over the sequence in chunks of `counts` rows; the last layer's context."""
+    contexts, start = [], 0
+    for count in counts:
+        attention = ops.cached_attention([(cache, count)])
+        for layer in range(LAYERS):
+            context = attention(layer, *part(inputs, slice(start, start + count)))
+        contexts.append(context)
+        start += count
+    return torch.cat(contexts)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[300], [1] * 300, [255, 1, 1, 43], [256, 44], [7, 93, 1, 199]],
+    ids=["whole", "one-by-one", "over-the-edge", "to-the-edge", "chunks"],
+)
+def test_a_cache_filled_in_any_chunks_gives_the_whole_answer(ops, inputs, counts) -> None:
+    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+    found = run(ops, cache, inputs, counts)
+    assert cache.length == 300 <= cache.capacity
+    assert torch.allclose(found.double(), attention64(*inputs), atol=1e-5)
+
+
+def test_the_length_moves_on_with_the_last_layer_only(ops, inputs) -> None:
+    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+    attention = ops.cached_attention([(cache, 5)])
+    attention(0, *part(inputs, slice(5)))
+    assert cache.length == 0
+    attention(1, *part(inputs, slice(5)))
+    assert cache.length == 5
+
+
+def test_sequences_of_a_step_do_not_see_each_other(ops, inputs) -> None:
+    # Prefill, decode and continued prefill in one step; row ranges are the sequences' own.
+    ranges = [slice(0, 40), slice(40, 71), slice(71, 100)]
+    filled = [0, 30, 10]  # positions that are in the cache before the step
+    caches = []
+    for rows, before in zip(ranges, filled, strict=True):
+        cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+        if before:
+            run(ops, cache, part(inputs, slice(rows.start, rows.start + before)), [before])
+        caches.append(cache)
+    counts = [rows.stop - rows.start - before for rows, before in zip(ranges, filled, strict=True)]
+    new = torch.cat(
+        [
+            torch.arange(rows.start + before, rows.stop)
+            for rows, before in zip(ranges, filled, strict=True)
+        ]
+    )
+    query, key, value = inputs
+    attention = ops.cached_attention(list(zip(caches, counts, strict=True)))
+    for layer in range(LAYERS):
+        found = attention(layer, query[:, new], key[new], value[new])
+    alone = [
+        attention64(*part(inputs, rows))[before:]
+        for rows, before in zip(ranges, filled, strict=True)
+    ]
+    assert torch.allclose(found.double(), torch.cat(alone), atol=1e-5)
+    assert [cache.length for cache in caches] == [40, 31, 29]
+
+
+def test_a_fork_goes_its_own_way(ops, inputs) -> None:
+    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+    run(ops, cache, inputs, [50])
+    fork = ops.fork_cache(cache, 30)
+    assert (fork.length, cache.length) == (30, 50)
+    query, key, value = inputs
+    other = torch.cat((torch.arange(30), torch.arange(200, 230)))
+    found = run(ops, fork, (query[:, other[30:]], key[other[30:]], value[other[30:]]), [30])
+    expected = attention64(query[:, other], key[other], value[other])[30:]
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    found = run(ops, cache, part(inputs, slice(50, 60)), [10])
+    expected = attention64(*part(inputs, slice(60)))[50:]
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    assert ops.fork_cache(cache, 0).length == 0
+
+
+def test_packed_documents_equal_each_alone_in_values_and_gradients(inputs) -> None:
+    lengths = [1, 17, 64, 2, 16]
+    packed = [tensor.clone().requires_grad_() for tensor in part(inputs, slice(100))]
+    alone = [tensor.clone().requires_grad_() for tensor in part(inputs, slice(100))]
+    upstream = torch.linspace(-1, 1, 100 * HEADS * SIZE).view(100, -1)
+    context = DocumentAttention(lengths)(0, *packed)
+    (context * upstream).sum().backward()
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        one = DocumentAttention([length])(0, *part(alone, rows))
+        expected = attention64(*part(inputs, rows))
+        assert torch.allclose(context[rows].double(), expected, atol=1e-5)
+        assert (context[rows] - one).abs().max() <= 1e-6
+        (one * upstream[rows]).sum().backward()
+        start += length
+    for together, single in zip(packed, alone, strict=True):
+        assert (together.grad - single.grad).abs().max() <= 1e-6
+
+
+def test_document_gradients_are_those_of_the_formula(inputs) -> None:
+    ours = [tensor.clone().requires_grad_() for tensor in part(inputs, slice(20))]
+    theirs = [tensor.clone().double().requires_grad_() for tensor in part(inputs, slice(20))]
+    DocumentAttention([20])(0, *ours).square().sum().backward()
+    attention64(*theirs).square().sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one.grad.double(), other.grad, atol=1e-4)
