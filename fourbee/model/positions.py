@@ -27,7 +27,7 @@ class RotaryPositions:
     """Plain RoPE: angle = position / theta^(2i/K), one query variant."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
-        # Rounded to float32 after the power and after the division, as the trained checkpoints were:
+        # Rounded to float32 after the power and after the division, as in training by transformers:
         # an error in the last place grows with the position, to 0.03 radians at 262,144.
         powers = np.float64(theta) ** (np.arange(0, head_dim, 2) / head_dim)
         self.inverse_frequencies: FloatArray = np.float32(1.0) / powers.astype(np.float32)

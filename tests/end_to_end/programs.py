@@ -73,8 +73,9 @@ class ServeProcess:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            self.lines.extend(line.rstrip("\n") for line in lines)
+        with self.process.stderr as stderr:
+            for line in stderr:
+                self.lines.append(line.rstrip("\n"))
 
     def ready(self) -> float:
         """Waits until it serves; the seconds since it was started."""

@@ -120,14 +120,16 @@ def test_the_full_vocabulary_is_as_exact(name) -> None:
     assert_same_network(name, FULL, 64)
 
 
-def test_deep_positions_are_turned_as_in_transformers() -> None:
-    model = theirs(SMALL)
-    weights, ops = ours(SMALL, model)
-    ids = random_ids(SMALL, 32)
+@pytest.mark.parametrize("theta", [1e4, 1e6, 5e6])
+def test_deep_positions_are_turned_as_in_transformers(theta) -> None:
+    config = dataclasses.replace(SMALL, rope_theta=theta)
+    model = theirs(config)
+    weights, ops = ours(config, model)
+    ids = random_ids(config, 32)
     for first in (40_000, 262_100):
         found = our_logits(weights, ops, ids, first)
         difference = (found - their_logits(model, ids, first)).abs().max().item()
-        print(f"from position {first}: largest difference {difference:.1e}")
+        print(f"theta {theta:.0e}, from position {first}: largest difference {difference:.1e}")
         assert difference <= 1e-4
 
 
