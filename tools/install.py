@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("FOURBEE_VENV", ROOT / ".venv"))
 CONSTRAINTS = ROOT / "constraints.txt"
 # Megabytes to download, measured on Linux x86-64 with Python 3.11.
-SIZES = {"train": 45, "dev": 150}
+SIZES = {"train": 40, "dev": 150}
 TORCH_SIZES = (
     "about 200 MB as a CPU build, about 3 GB with CUDA (what pip takes by default on Linux)"
 )

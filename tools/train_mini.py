@@ -29,7 +29,10 @@ STAGES = (
     (("train", "tokenizer", f"{RECIPES}/tokenizer.toml"), RUN / "tokenizer" / "tokenizer.json"),
     (("train", "pretrain", f"{RECIPES}/pretrain.toml"), RUN / "pretrain/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/sft.toml"), RUN / "sft/model/tokenizer.json"),
-    (("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")), RUN / "data/blind.jsonl"),
+    (
+        ("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")),
+        RUN / "data/blind.jsonl",
+    ),
 )
 
 

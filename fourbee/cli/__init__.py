@@ -1,7 +1,7 @@
 """The `fourbee` command: parses words, prints one line for an error, and calls what does the work.
 
 Each command's module is imported when the command runs, so that `fourbee --version` is quick.
-Exit codes: 0 done, 1 a model answer or check was wrong, 2 usage, 3 everything else, 130 Ctrl-C.
+Exit codes: 0 done, 2 usage, 3 everything else, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -69,12 +69,27 @@ def run(arguments: list[str]) -> int:
         return _failed(str(error), error.exit_code)
     except TyperException as error:
         return _failed(_one_line(error), 2)
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error), 3)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted", 130)
     return int(result) if isinstance(result, int) else 0
 
 
+_RIGHT_FORMS = {
+    "int_parsing": "expected a whole number",
+    "float_parsing": "expected a number",
+}
+
+
 def _one_line(error: TyperException) -> str:
+    if isinstance(error, typer.BadParameter) and error.param and error.__cause__:
+        from pydantic import ValidationError  # which has said what is wrong with a value
+
+        if isinstance(error.__cause__, ValidationError):
+            wrong = error.__cause__.errors()[0]
+            form = _RIGHT_FORMS.get(wrong["type"], wrong["msg"].lower())
+            return f"{error.param.opts[0]} {wrong['input']}: {form}"
     message = " ".join(str(getattr(error, "format_message", lambda: error)()).split())
     return message[:1].lower() + message[1:]
 

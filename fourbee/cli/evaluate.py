@@ -39,10 +39,10 @@ def evaluate(
             interval = f"{share.low:.1%} - {share.high:.1%}"
             table.add_row(skill, f"{share.value:.1%}", interval, str(share.total))
         console.print(table)
-        document[path.name] = {skill: asdict(share) for skill, share in found.items()}
+        document[str(path)] = {skill: asdict(share) for skill, share in found.items()}
         seen: dict[str, int] = {}
         for one in answers:
-            skill = str(one.sample.get("skill"))
+            skill = str(one.sample.get("skill", "all"))
             if not one.right and seen.setdefault(skill, 0) < wrong:
                 seen[skill] += 1
                 asked = one.sample.get("prompt") or one.sample["messages"]

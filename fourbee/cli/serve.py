@@ -36,9 +36,12 @@ def serve(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
+    from fourbee.model.hub import resolve_model
     from fourbee.server.serve import ServeSettings
     from fourbee.server.serve import serve as run
 
+    # What is no model ends here, before anybody can connect.
+    resolve_model(model)
     # Not typer's `envvar`: help would then print the key's value as a default.
     keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
     run(ServeSettings(model, host, port, tuple(keys), device, dtype))

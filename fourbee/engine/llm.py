@@ -21,7 +21,7 @@ from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.kernels.backends import torch_operations
 from fourbee.kernels.operations import Operations
-from fourbee.model.checkpoint_files import load_weights
+from fourbee.model.checkpoint_files import check_weights, load_weights
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.chat_format import ChatFormat, Message, Tool
@@ -82,10 +82,11 @@ class LLM:
         `device` and `dtype` as in `torch_operations`.
         """
         folder = Path(model)
-        checkpoint_dtype = Qwen3Config.load(folder).torch_dtype
-        ops = torch_operations(device, dtype, checkpoint_dtype)
+        # What is wrong with the files is said before anything that takes seconds begins.
+        check_weights(folder)
         tokenizer = Tokenizer.load(folder)
         defaults = SamplingDefaults.from_generation_config(folder)
+        ops = torch_operations(device, dtype, Qwen3Config.load(folder).torch_dtype)
         return cls(load_weights(folder, ops), ops, tokenizer, defaults, settings)
 
     def generate(

@@ -29,23 +29,37 @@ class Answered:
 
 
 def read_samples(path: Path, limit: int | None) -> list[Mapping[str, Any]]:
-    """Samples that carry an expectation; at most `limit` of each skill. UsageError for others."""
+    """Samples that carry an expectation; at most `limit` of each skill.
+
+    Raises UsageError naming file and line for a line that is something else.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     kept: list[Mapping[str, Any]] = []
     counts: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            sample = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON: {error.msg}") from None
-        if not isinstance(sample, dict) or "expect" not in sample:
-            raise UsageError(f'{path}:{number}: expected an object with the key "expect"')
-        skill = sample.get("skill", "all")
-        counts[skill] = counts.get(skill, 0) + 1
-        if limit is None or counts[skill] <= limit:
-            kept.append(sample)
+    # Bytes: `str.splitlines` also cuts at marks such as U+2028, which JSON texts may hold.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            sample = _sample(line, f"{path}:{number}")
+            skill = sample.get("skill", "all")
+            counts[skill] = counts.get(skill, 0) + 1
+            if limit is None or counts[skill] <= limit:
+                kept.append(sample)
     return kept
+
+
+def _sample(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        sample = json.loads(line)
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: not valid JSON: {error.msg}") from None
+    if not isinstance(sample, dict) or not isinstance(sample.get("expect"), dict):
+        raise UsageError(f'{where}: expected an object with the key "expect"')
+    if "prompt" not in sample and not sample.get("messages"):
+        raise UsageError(f'{where}: expected the key "messages" or "prompt"')
+    return sample
 
 
 def answer(

@@ -27,17 +27,17 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def is_right(answer: str, expect: Mapping[str, Any]) -> bool:
-    """Whether `answer` is what `expect` says; UsageError for a kind that is not known."""
-    kind, value = expect.get("kind"), expect.get("value")
+    """Whether `answer` is what `expect` says; UsageError for an expectation of another form."""
+    kind = expect.get("kind")
     if kind == "one_of":
-        return answer.strip() in (value or [])
+        return answer.strip() in _texts(expect)
     if kind == "contains":
-        return all(text in answer for text in value or [])
+        return all(text in answer for text in _texts(expect))
     if kind == "number":
         numbers = _NUMBER.findall(answer.replace("=-", "= -"))
-        return bool(numbers) and float(numbers[-1]) == float(value or 0)
+        return bool(numbers) and float(numbers[-1]) == _number(expect)
     if kind == "call":
-        return _is_call(answer, str(expect.get("name")), float(value or 0))
+        return _is_call(answer, str(expect.get("name")), _number(expect))
     raise UsageError(f"expect.kind = {kind!r}: expected one_of, contains, number or call")
 
 
@@ -48,8 +48,22 @@ def expression_value(expression: str) -> float:
     """
     try:
         return _node_value(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, RecursionError) as error:
+    except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(f"not an arithmetic expression: {expression!r}") from error
+
+
+def _texts(expect: Mapping[str, Any]) -> list[str]:
+    value = expect.get("value")
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise UsageError(f"expect.value = {value!r}: expected a list of texts")
+    return value
+
+
+def _number(expect: Mapping[str, Any]) -> float:
+    value = expect.get("value")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"expect.value = {value!r}: expected a number")
+    return float(value)
 
 
 def _is_call(answer: str, name: str, value: float) -> bool:
@@ -60,7 +74,7 @@ def _is_call(answer: str, name: str, value: float) -> bool:
         call = json.loads(match[1])
         [expression] = call["arguments"].values()
         found = expression_value(str(expression))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return call.get("name") == name and math.isclose(found, value, rel_tol=1e-9)
 

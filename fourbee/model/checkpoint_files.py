@@ -49,6 +49,11 @@ _HEAD = "lm_head.weight"
 _FLOATS = ("BF16", "F16", "F32")
 
 
+def check_weights(folder: Path) -> None:
+    """What `load_weights` checks, in milliseconds: reads no tensor. Raises ModelFileError."""
+    _check_tensors(folder, Qwen3Config.load(folder), find_tensors(folder))
+
+
 def load_weights(folder: Path, ops: Operations, progress: Progress | None = None) -> Qwen3Weights:
     """The weights of a checkpoint folder, in the compute type of `ops`.
 

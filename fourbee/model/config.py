@@ -24,6 +24,14 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 # Fields that a checkpoint may leave out: they do not change what the network computes.
 _OPTIONAL = ("initializer_range", "torch_dtype", "quantization")
+# What a field's value must be, by the field's annotation: Python's types, and in words.
+_FORMS: Mapping[str, tuple[tuple[type[Any], ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+    "str | None": ((str,), "a string"),
+}
 # The one packed format: int8 rows with a scale each (`int8.py`).
 INT8 = "fourbee-int8"
 
@@ -183,13 +191,7 @@ def _table(values: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any
 
 
 def _typed(type_name: str, key: str, value: Any, source: str) -> Any:
-    expected: tuple[type[Any], ...] = {
-        "int": (int,),
-        "float": (int, float),
-        "bool": (bool,),
-        "str": (str,),
-        "str | None": (str,),
-    }[type_name]
+    expected, form = _FORMS[type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and type_name != "bool"):
-        raise ModelFileError(f"{source}: {key} = {value!r}: expected {type_name}")
+        raise ModelFileError(f"{source}: {key} = {value!r}: expected {form}")
     return float(value) if type_name == "float" else value

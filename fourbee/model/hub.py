@@ -42,7 +42,11 @@ def resolve_model(name: str | None) -> Path:
     if folder.exists():
         raise UsageError(f"model {name!r}: a file; expected a folder with {CONFIG_FILE}", "model")
     if not _ID.fullmatch(name):
-        raise UsageError(f"model {name!r}: no such folder", "model")
+        raise UsageError(
+            f"model {name!r}: no such folder; expected a folder with {CONFIG_FILE} or a hub id "
+            "such as Qwen/Qwen3-0.6B",
+            "model",
+        )
     stored = store() / name
     if not stored.is_dir():
         raise UsageError(

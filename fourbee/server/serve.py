@@ -160,7 +160,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers first: their streams keep connections open."""
-        logger.info("stopping")
+        # While it loads there is nothing to stop; a load that fails says so itself.
+        if self._serving.status != "loading":
+            logger.info("stopping")
         await self._serving.stop(GRACE_SECONDS, hurry=lambda: self.force_exit)
         await super().shutdown(sockets)
 

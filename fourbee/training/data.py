@@ -66,7 +66,7 @@ def load_corpus(
 
     Raises TrainingError naming file and line for a line that is not a sample.
     """
-    key = _fingerprint([*paths, tokenizer_folder / "tokenizer.json"], loss)
+    key = _fingerprint([*paths, *_tokenizer_files(tokenizer_folder)], loss)
     cached = cache / f"tokens-{key}.npz"
     if cached.is_file():
         with np.load(cached) as arrays:
@@ -85,11 +85,13 @@ def read_lines(paths: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]
     for path in paths:
         if not path.is_file():
             raise TrainingError(f"data {path}: no such file (fourbee data generate writes them)")
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
                 try:
                     sample = json.loads(line)
+                except UnicodeDecodeError:
+                    raise TrainingError(f"{where}: not UTF-8 text") from None
                 except json.JSONDecodeError as error:
                     raise TrainingError(f"{where}: not valid JSON: {error.msg}") from None
                 if not isinstance(sample, dict):
@@ -186,6 +188,13 @@ def split_pack(
     """An update as packs of at most `tokens_per_pack` tokens (more only for one long document)."""
     parts = plan_updates(corpus.lengths, documents, tokens_per_pack)
     return [make_pack(corpus, part) for part in parts]
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """What decides how samples become tokens: the vocabulary, the chat template, the end tokens."""
+    beside = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    present = [folder / name for name in beside if (folder / name).is_file()]
+    return [folder / "tokenizer.json", *present]
 
 
 def _fingerprint(paths: Sequence[Path], loss: Loss) -> str:

@@ -102,7 +102,7 @@ def broken_stream() -> Iterator[dict | str]:
 
 
 def tool_call() -> Iterator[dict | str]:
-    arguments = json.dumps({"expression": "(128 + 72) * 45"})
+    arguments = json.dumps({"expression": "347*285"})
     yield chunk(
         {
             "tool_calls": [
@@ -137,7 +137,7 @@ SCENARIOS = {
 def answer_to(body: dict) -> Iterator[dict | str]:
     last = body["messages"][-1]
     if last["role"] == "tool":
-        return plain_answer(f"(128 + 72) * 45 = {last['content']}.")
+        return plain_answer(f"347*285 = {last['content']}.")
     if body.get("tools"):
         return tool_call()
     text = last["content"].lower()

@@ -16,7 +16,7 @@ pytest.importorskip(
 )
 from playwright.sync_api import Page, expect
 
-from .fake_server import FakeServer
+from .fake_server import STATIC, FakeServer
 
 PATIENCE = 40_000  # milliseconds; a machine that trains beside the tests is slow to answer
 expect.set_options(timeout=PATIENCE)
@@ -456,10 +456,10 @@ def test_the_tool_example_calls_computes_and_answers(page: Page, server: FakeSer
     boxes = page.locator(".tool")
     assert boxes.nth(0).inner_text().split("\n") == [
         "Tool call calculator",
-        "expression: (128 + 72) * 45",
+        "expression: 347*285",
     ]
-    assert boxes.nth(1).inner_text().split("\n")[-1] == "9000"
-    assert answer(page).inner_text() == "(128 + 72) * 45 = 9000."
+    assert boxes.nth(1).inner_text().split("\n")[-1] == "98895"
+    assert answer(page).inner_text() == "347*285 = 98895."
     first, second = server.requests
     assert first["tools"][0]["function"]["name"] == "calculator"
     assert [message["role"] for message in second["messages"]] == ["user", "assistant", "tool"]
@@ -467,10 +467,10 @@ def test_the_tool_example_calls_computes_and_answers(page: Page, server: FakeSer
         {
             "id": "call_7",
             "type": "function",
-            "function": {"name": "calculator", "arguments": '{"expression": "(128 + 72) * 45"}'},
+            "function": {"name": "calculator", "arguments": '{"expression": "347*285"}'},
         }
     ]
-    assert second["messages"][2] == {"role": "tool", "tool_call_id": "call_7", "content": "9000"}
+    assert second["messages"][2] == {"role": "tool", "tool_call_id": "call_7", "content": "98895"}
 
 
 def test_each_example_starts_a_new_topic_and_a_typed_message_goes_on_with_it(
@@ -507,7 +507,7 @@ WRONG = ["1/0", "2**3", "alert(1)", "1+", "(1", "1.2.3", "", "1 2", "9" * 30, "(
 def test_the_calculator(page: Page) -> None:
     results = page.evaluate(
         """async (expressions) => {
-            const { calculate } = await import("./page.js");
+            const { calculate } = await import("./calculator.js");
             return expressions.map((expression) => {
                 try { return String(calculate(expression)); } catch { return "error"; }
             });
@@ -565,14 +565,16 @@ def test_language_follows_the_browser_and_the_choice_is_kept(open_page: OpenPage
 
 
 def test_both_languages_have_the_same_words(page: Page) -> None:
-    source = page.evaluate("fetch('page.js').then(response => response.text())")
+    words = page.evaluate("fetch('words.js').then(response => response.text())")
     tables = re.search(
-        r"const WORDS = \{\n  en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", source, re.DOTALL
+        r"const WORDS = \{\n  en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", words, re.DOTALL
     )
     assert tables
     english, chinese = (re.findall(r"(?:^|[,\s])(\w+): \"", table) for table in tables.groups())
     assert english == chinese
+    source = "".join(file.read_text("utf-8") for file in STATIC.glob("*.js"))
     used = set(re.findall(r"word\(\"(\w+)\"", source))
+    assert used
     assert used <= set(english)
 
 

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_command_line_reference_is_the_programs_help():
     # Another process: its terminal width is fixed before the command line is imported.
-    code = "import sys; sys.path.insert(0, 'tools'); import docs; print(docs.cli_reference(), end='')"
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import docs; print(docs.cli_reference(), end='')"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -45,7 +47,9 @@ def test_every_command_of_the_readme_exists():
 
 
 def test_nothing_committed_names_a_package_registry():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     names = ("pypi" + ".org", "files.python" + "hosted", "registry.npm" + "js")
     for name in files.stdout.split():
         if (ROOT / name).suffix in {".py", ".md", ".toml", ".txt", ".json", ".yml"}:

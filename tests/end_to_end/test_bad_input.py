@@ -35,9 +35,11 @@ def not_served(folder: Path) -> tuple[int, str]:
     return ended.code, line
 
 
+A_MODEL = "a folder with config.json or a hub id such as Qwen/Qwen3-0.6B"
+
 NO_MODEL = [
-    ("no/such/folder", "no such folder; expected a checkpoint folder or a hub id, owner/name"),
-    ("gpt-4", "no such folder; expected a checkpoint folder or a hub id, owner/name"),
+    ("/no/such/folder", f"no such folder; expected {A_MODEL}"),
+    ("gpt-4", f"no such folder; expected {A_MODEL}"),
     ("nobody/nothing", "no such folder, and not downloaded: run `fourbee pull nobody/nothing`"),
 ]
 
@@ -170,7 +172,6 @@ REFUSED_OPTIONS = [
     (["--port", "http"], "--port http: expected a whole number"),
     (["--prot", "8081"], "no such option: --prot (Possible options: --host, --port)"),
     (["--dtype", "int4"], "dtype = 'int4': expected one of auto, float32, bfloat16, float16"),
-    (["--device", "tpu"], "device = 'tpu': expected one of auto, cpu, cuda, cuda:N"),
 ]
 
 

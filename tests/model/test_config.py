@@ -67,9 +67,9 @@ def test_a_whole_number_is_taken_for_a_float() -> None:
         ),
         (changed(head_dim=None), "missing key 'head_dim'"),
         (changed(rope_theta=None), "missing key 'rope_theta'"),
-        (changed(vocab_size="48"), "vocab_size = '48': expected int"),
-        (changed(vocab_size=True), "vocab_size = True: expected int"),
-        (changed(tie_word_embeddings=1), "tie_word_embeddings = 1: expected bool"),
+        (changed(vocab_size="48"), "vocab_size = '48': expected a whole number"),
+        (changed(vocab_size=True), "vocab_size = True: expected a whole number"),
+        (changed(tie_word_embeddings=1), "tie_word_embeddings = 1: expected true or false"),
         (changed(vocab_size=0), "vocab_size = 0: expected more than 0"),
         (changed(rms_norm_eps=float("nan")), "rms_norm_eps = nan: expected more than 0"),
         (

@@ -84,7 +84,10 @@ def test_what_is_no_model_is_named_with_the_remedy(tmp_path) -> None:
         "run `fourbee pull Qwen/Qwen3-0.6B`"
     )
     for name in ("./nothing", "nothing", "../a/b", "a/b/c", ".partial/name"):
-        assert message(resolve_model, name) == f"model {name!r}: no such folder"
+        assert message(resolve_model, name) == (
+            f"model {name!r}: no such folder; expected a folder with config.json or a hub id "
+            "such as Qwen/Qwen3-0.6B"
+        )
     file = tmp_path / "model.safetensors"
     file.touch()
     assert message(resolve_model, str(file)) == (
