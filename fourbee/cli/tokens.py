@@ -44,7 +44,7 @@ def tokens(
         assert conversation is not None
         ids, learned = _conversation(tokenizer, conversation, line)
     console = Console(highlight=False)
-    console.print(_pieces(tokenizer, ids, learned))
+    console.print(_pieces(tokenizer, ids, learned, console.color_system is not None))
     console.print(" ".join(str(token_id) for token_id in ids), style="dim", soft_wrap=True)
     summary = f"{len(ids)} tokens" + (f", {sum(learned)} learned" if any(learned) else "")
     console.print(summary, style="bold")
@@ -60,12 +60,18 @@ def _conversation(tokenizer: Tokenizer, path: Path, line: int) -> tuple[list[int
     raise UsageError(f"--line {line}: {path} has fewer lines")
 
 
-def _pieces(tokenizer: Tokenizer, ids: list[int], learned: list[bool]) -> Text:
-    """Pieces side by side, every second one shaded; learned ones green."""
+def _pieces(tokenizer: Tokenizer, ids: list[int], learned: list[bool], colour: bool) -> Text:
+    """Pieces side by side; learned ones green, or in ⟦ ⟧ where there is no colour."""
     shown = Text()
+    marked = False
     for index, (token_id, mask) in enumerate(zip(ids, learned, strict=True)):
+        if mask != marked and not colour:
+            shown.append("⟦" if mask else "⟧")
+        marked = mask
         piece = tokenizer.piece(token_id).decode("utf-8", errors="backslashreplace")
         style = ("black on green" if index % 2 else "black on bright_green") if mask else ""
         style = style or ("on grey23" if index % 2 else "on grey35")
         shown.append(piece.replace("\n", "\\n\n"), style=style)
+    if marked and not colour:
+        shown.append("⟧")
     return shown

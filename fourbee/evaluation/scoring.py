@@ -47,7 +47,7 @@ def expression_value(expression: str) -> float:
     Parsed, never evaluated as code.
     """
     try:
-        return _node_value(ast.parse(expression, mode="eval").body)
+        return _node_value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(f"not an arithmetic expression: {expression!r}") from error
 

@@ -88,8 +88,16 @@ def explain(settings: Any, given: Mapping[str, Any], where: str = "") -> list[st
             inner = given.get(field.name, {})
             lines += explain(value, inner, path)
         else:
-            lines.append(f"{path} = {value!r}  ({'recipe' if field.name in given else 'default'})")
+            source = "recipe" if field.name in given else "default"
+            lines.append(f"{path} = {_shown(value)}  ({source})")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe would write it, near enough to read."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
 
 
 def _deep_copy(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,10 @@ TINY = Qwen3Config(
     torch_dtype="float32",
 )
 
-SENTENCES = ["The model reads the token, and the reader reads the model.", "他在这中国，有一个大的人。"]
+SENTENCES = [
+    "The model reads the token, and the reader reads the model.",
+    "他在这中国，有一个大的人。",
+]
 
 TEMPLATE = (
     "{%- for message in messages %}"

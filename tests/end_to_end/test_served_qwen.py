@@ -1,6 +1,7 @@
 """A checkpoint of Qwen3-0.6B's shape, vocabulary and tokenizer: served text is transformers'."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,9 +29,7 @@ class Oracle:
         torch = pytest.importorskip("torch")
         transformers = pytest.importorskip("transformers")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32
-        )
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._tensor = torch.tensor
 
     def continued(self, prompt_ids: list[int]) -> str:
@@ -72,6 +71,14 @@ def both(request, test_data: Path) -> Iterator[Both]:
     assert code == 0
 
 
+def at_once(create: Callable[..., Any], options: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """The whole answer, and the events of its stream, computed in one batch."""
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(create, **options)
+        events = list(create(**options, stream=True))
+        return whole.result(), events
+
+
 def test_greedy_completions_are_those_of_transformers(both):
     client = both.server.client()
     options: dict[str, Any] = {
@@ -79,12 +86,11 @@ def test_greedy_completions_are_those_of_transformers(both):
     }  # fmt: skip
     prompt_ids = both.oracle.tokenizer(PROMPT)["input_ids"]
     expected = both.oracle.continued(prompt_ids)
-    answer = client.completions.create(**options)
+    answer, events = at_once(client.completions.create, options)
     assert answer.choices[0].text == expected
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.prompt_tokens == len(prompt_ids)
     assert answer.usage.completion_tokens == TOKENS
-    events = list(client.completions.create(**options, stream=True))
     assert "".join(event.choices[0].text for event in events) == expected
     assert [e.choices[0].finish_reason for e in events if e.choices[0].finish_reason] == ["length"]
 
@@ -98,13 +104,13 @@ def test_greedy_chat_is_that_of_transformers(both):
         MESSAGES, add_generation_prompt=True, return_dict=False
     )
     expected = both.oracle.continued(prompt_ids)
-    answer = client.chat.completions.create(**options)
+    answer, events = at_once(client.chat.completions.create, options)
     assert answer.choices[0].message.content == expected
     assert answer.usage.prompt_tokens == len(prompt_ids)
-    events = list(client.chat.completions.create(**options, stream=True))
     assert "".join(event.choices[0].delta.content or "" for event in events) == expected
 
 
+@pytest.mark.slow
 def test_the_example_of_the_description_runs_unchanged(both):
     body = {"prompt": PROMPT, "temperature": 0.7, "max_tokens": 512, "stream": False}
     url = f"{both.server.url}/v1/completions"

@@ -8,12 +8,13 @@ import re
 
 import pytest
 
-from fourbee.evaluation.scoring import is_right
+from fourbee.evaluation.scoring import expression_value, is_right
 from fourbee.training.generators.arithmetic import (
     OPERATIONS,
     arithmetic_sample,
     operands,
     result,
+    sums_sample,
     worked,
 )
 from fourbee.training.generators.lexicon import LANGUAGES
@@ -107,6 +108,26 @@ def test_scratchpads_read_as_written_down():
     assert worked("-", 3, 15, "zh") == "15-3:\n5-3-0=2\n1-0-0=1\n15-3=12\n3-15=-12"
     assert worked("-", 20, 5, "en") == "20-5:\n10-5-0=5, borrow 1\n2-0-1=1\n20-5=15"
     assert worked("*", 47, 6, "zh") == "47*6:\n7*6+0=42，写2进4\n4*6+4=28\n47*6=282"
+
+
+def test_a_drill_of_steps_gives_each_step_its_result(lexicon):
+    drilled = set()
+    for index in range(600):
+        sample = sums_sample(random.Random(index), lexicon, "en")
+        asked, answer = sample.messages[0]["content"], last_answer(sample)
+        for line in answer.split("\n"):
+            step, _, value = line.partition("=")
+            assert expression_value(step) == int(value)
+            assert 0 <= int(value) < (10 if "-" in step else 90)
+            drilled.add(line)
+        assert asked == ", ".join(line.partition("=")[0] for line in answer.split("\n"))
+        assert is_right(answer, sample.expect)
+    # Every step of every scratchpad is among them.
+    for operation in OPERATIONS:
+        for a, b in itertools.product((0, 7, 48, 95), (2, 5, 9)):
+            for line in worked(operation, a, b, "en").split("\n")[1:-1]:
+                step = line.partition(",")[0]
+                assert step in drilled or step.startswith(f"{b}-{a}="), step
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -76,7 +76,7 @@ def test_several_samples_become_one_conversation_that_expects_the_last_answer(le
     for index in range(100):
         rng = random.Random(index)
         parts = [
-            greeting_sample(rng, lexicon, language),
+            arithmetic_sample(rng, lexicon, language),
             arithmetic_sample(rng, lexicon, language),
             about_sample(rng, lexicon, language),
         ]

@@ -21,7 +21,8 @@ from fourbee.training.generators.sample import Sample
 
 from .conftest import last_answer
 
-SAMPLES = 500  # of each language
+HALF_WIDTH = str.maketrans("？！，。：；（）", "?!,.:;()")
+SAMPLES = 400  # of each language
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def test_passage_and_question_reach_the_prompt(answered, silent):
         assert one.passage in question["content"]
         assert one.question in {q.replace("{s}", one.subject) for q in one.attribute.questions}
         assert not re.search(r"\{[svn]\}|\{passage\}|\{question\}", question["content"])
-        # Noise and politeness may change the ends of the question, never its subject.
-        assert question["content"].replace(one.passage, "").lower().count(one.subject.lower())
+        # Noise may write other marks and a small first letter, never another subject.
+        rest = question["content"].replace(one.passage, "").translate(HALF_WIDTH).lower()
+        assert one.subject.translate(HALF_WIDTH).lower() in rest
 
 
 def test_a_passage_is_one_to_six_sentences_in_any_order(answered):

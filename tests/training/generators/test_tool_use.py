@@ -44,7 +44,9 @@ def test_the_expression_is_made_of_the_questions_numbers(drawn):
         [expression] = called(sample)["arguments"].values()
         match = EXPRESSION.fullmatch(expression)
         assert match, expression
-        asked = re.findall(r"\d+(?:\.\d)?", sample.messages[0]["content"])
+        # Noise may write a decimal mark in full width.
+        question = sample.messages[0]["content"].replace("。", ".")
+        asked = re.findall(r"\d+(?:\.\d)?", question)
         assert {match[1], match[3]} <= set(asked), (expression, asked)
 
 
@@ -94,8 +96,8 @@ def test_every_operation_and_decimals_occur(drawn):
     assert all(evaluated(one) > -1 for one in expressions)
 
 
-def test_evaluated_knows_signs_and_decimals():
-    assert [evaluated(e) for e in ("2+3", "-2-3", "1.5*4", "7/2", "-8/2")] == [5, -5, 6, 3.5, -4]
+def test_evaluated_knows_the_four_operations_and_decimals():
+    assert [evaluated(e) for e in ("2+3", "2-3", "1.5*4", "7/2")] == [5, -1, 6, 3.5]
 
 
 def test_other_tools_are_distinct_and_at_least_as_many_as_asked(lexicon):

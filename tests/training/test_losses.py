@@ -1,0 +1,178 @@
+"""The loss: cross-entropy in chunks, token-exact over packs, the same packed or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fourbee.kernels.operations import Linear
+from fourbee.kernels.torch_attention import DocumentAttention
+from fourbee.kernels.torch_ops import TorchOperations
+from fourbee.model.config import Qwen3Config
+from fourbee.training.data import Corpus, Pack, make_pack
+from fourbee.training.losses import _CHUNK, next_token_loss
+from fourbee.training.network import TrainableQwen3
+
+VOCAB, WIDTH = 97, 24
+CONFIG = Qwen3Config(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+    torch_dtype="float32",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ops() -> TorchOperations:
+    return TorchOperations("cpu", torch.float32)
+
+
+def random_pack(tokens: int, share: float, seed: int = 0) -> Pack:
+    """One document with about this share of targets."""
+    rng = np.random.default_rng(seed)
+    learned = rng.random(tokens) < share
+    learned[0] = False
+    return Pack(rng.integers(0, VOCAB, tokens), np.arange(tokens), learned, (tokens,))
+
+
+def random_head(tokens: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and head, float32 leaves."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, WIDTH, generator=generator) * scale
+    weight = torch.randn(VOCAB, WIDTH, generator=generator) / WIDTH**0.5
+    return hidden.requires_grad_(), weight.requires_grad_()
+
+
+def reference(
+    hidden: torch.Tensor, weight: torch.Tensor, pack: Pack, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean loss and gradients by torch's own cross-entropy and autograd, in `dtype`."""
+    h, w = (one.detach().to(dtype).requires_grad_() for one in (hidden, weight))
+    targets = torch.from_numpy(pack.learned.nonzero()[0])
+    labels = torch.from_numpy(pack.ids)[targets]
+    loss = cross_entropy(h[targets - 1] @ w.T, labels)
+    loss.backward()
+    return loss.detach(), h.grad, w.grad
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("tokens", [2, 50, _CHUNK + 1, 2 * _CHUNK + 77])
+def test_value_and_gradients_are_those_of_torchs_cross_entropy(ops, tokens, dtype):
+    pack = random_pack(tokens, share=1.0)
+    hidden, weight = random_head(tokens, scale=3.0)
+    result = next_token_loss(hidden, Linear(weight), pack, ops)
+    loss = result.loss / pack.num_targets
+    loss.backward()
+    expected, grad_hidden, grad_weight = reference(hidden, weight, pack, dtype)
+    close(loss.detach(), expected)
+    close(hidden.grad, grad_hidden)
+    close(weight.grad, grad_weight)
+
+
+def test_only_learned_tokens_count_and_what_is_likeliest_is_counted(ops):
+    pack = random_pack(300, share=0.3)
+    hidden, weight = random_head(300)
+    result = next_token_loss(hidden, Linear(weight), pack, ops)
+    (result.loss / pack.num_targets).backward()
+    close(result.loss.detach() / pack.num_targets, reference(hidden, weight, pack, torch.float64)[0])
+    before = np.append(pack.learned[1:], False)
+    assert not hidden.grad[~torch.from_numpy(before)].any()
+    assert hidden.grad[torch.from_numpy(before)].any(-1).all()
+    likeliest = (hidden @ weight.T).argmax(-1)[:-1].numpy()
+    expected = (likeliest == pack.ids[1:])[pack.learned[1:]]
+    assert result.correct.tolist() == expected.tolist()
+
+
+def test_huge_logits_stay_finite(ops):
+    pack = random_pack(40, share=1.0)
+    hidden, weight = random_head(40, scale=1e4)
+    result = next_token_loss(hidden, Linear(weight), pack, ops)
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_without_gradients_nothing_is_kept(ops):
+    pack = random_pack(40, share=1.0)
+    hidden, weight = random_head(40)
+    with torch.no_grad():
+        result = next_token_loss(hidden, Linear(weight), pack, ops)
+    assert not result.loss.requires_grad
+    with_gradient = next_token_loss(hidden, Linear(weight), pack, ops)
+    assert with_gradient.loss.item() == result.loss.item()
+
+
+def test_bfloat16_products_are_near(ops):
+    pack = random_pack(200, share=1.0)
+    hidden, weight = random_head(200)
+    result = next_token_loss(hidden, Linear(weight), pack, TorchOperations("cpu", torch.bfloat16))
+    (result.loss / pack.num_targets).backward()
+    expected, _, grad_weight = reference(hidden, weight, pack, torch.float32)
+    close(result.loss.detach() / pack.num_targets, expected, 0.02)
+    assert weight.grad.dtype == torch.float32
+    close(weight.grad, grad_weight, 0.01)
+
+
+# ---- documents side by side
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    """Documents of 2 to 30 tokens, of which the second half is learned."""
+    rng = np.random.default_rng(1)
+    lengths = [9, 2, 30, 17, 5]
+    learned = [np.arange(n) >= max(1, n // 2) for n in lengths]
+    offsets = np.cumsum([0, *lengths])
+    ids = rng.integers(0, CONFIG.vocab_size, offsets[-1], dtype=np.int32)
+    return Corpus(ids, np.concatenate(learned), offsets)
+
+
+def summed(model: TrainableQwen3, packs: list[Pack], ops: TorchOperations):
+    """Loss and gradients of packs as the trainer has them: sums over all targets of the update."""
+    targets = sum(pack.num_targets for pack in packs)
+    total = 0.0
+    for pack in packs:
+        ids, positions = torch.from_numpy(pack.ids), torch.from_numpy(pack.positions)
+        hidden = model(ids, positions, DocumentAttention(pack.lengths), ops)
+        loss = next_token_loss(hidden, model.head(), pack, ops).loss / targets
+        loss.backward()
+        total += loss.item()
+    gradients = {name: tensor.grad for name, tensor in model.named_tensors().items()}
+    model.zero_grad(set_to_none=True)
+    return total, gradients
+
+
+def test_packed_documents_have_the_loss_and_gradients_of_single_ones(corpus, ops):
+    model = TrainableQwen3(CONFIG, seed=0)
+    everything = list(range(len(corpus)))
+    whole, gradients = summed(model, [make_pack(corpus, everything)], ops)
+    for split in ([[one] for one in everything], [[4, 0], [2], [1, 3]]):
+        loss, single = summed(model, [make_pack(corpus, part) for part in split], ops)
+        assert loss == pytest.approx(whole, abs=1e-6)
+        for name, gradient in gradients.items():
+            close(single[name], gradient)
+    assert gradients.keys() == model.named_tensors().keys()
+    assert all(gradient.any() for gradient in gradients.values())
+
+
+def test_an_update_is_a_mean_over_tokens_not_over_packs(corpus, ops):
+    model = TrainableQwen3(CONFIG, seed=0)
+    packs = [make_pack(corpus, [1]), make_pack(corpus, [2])]  # 1 and 15 targets
+    alone = [summed(model, [pack], ops)[0] for pack in packs]
+    together, _ = summed(model, packs, ops)
+    assert [pack.num_targets for pack in packs] == [1, 15]
+    assert together == pytest.approx((alone[0] + 15 * alone[1]) / 16, abs=1e-6)
+    assert together != pytest.approx(sum(alone) / 2, abs=1e-4)
