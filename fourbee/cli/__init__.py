@@ -22,6 +22,8 @@ from fourbee.cli.tokens import tokens
 from fourbee.cli.train import train_app
 from fourbee.foundation.errors import FourbeeError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="fourbee",
     help="Serve, adapt, measure and use Qwen3 models on your own machine.",
@@ -72,7 +74,10 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error), 3)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted", 130)
+        result = _INTERRUPTED
+    if result == _INTERRUPTED:
+        # Typer has turned a command's KeyboardInterrupt into this code.
+        return _failed("interrupted", _INTERRUPTED)
     return int(result) if isinstance(result, int) else 0
 
 
@@ -95,5 +100,6 @@ def _one_line(error: TyperException) -> str:
 
 
 def _failed(message: str, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"fourbee: {message}", markup=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(f"fourbee: {message}")
     return code

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fourbee.cli.options import MaxTokens, Model, Seed, Temperature, TopK, TopP
 from fourbee.foundation.errors import FourbeeError, UsageError
@@ -91,7 +92,7 @@ def load(model: str | None) -> LLM:
     from fourbee.model.hub import resolve_model
 
     folder = resolve_model(model)
-    with Console(stderr=True).status(f"loading {model or 'fourbee-mini'} ..."):
+    with Console(stderr=True).status(escape(f"loading {model or 'fourbee-mini'} ...")):
         return LLM.load(folder)
 
 

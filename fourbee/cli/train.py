@@ -91,7 +91,7 @@ class ProgressReporter:
     _PAUSE = 15.0
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

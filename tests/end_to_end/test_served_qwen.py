@@ -27,6 +27,7 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         torch = pytest.importorskip("torch")
+        torch.set_num_threads(1)
         transformers = pytest.importorskip("transformers")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -55,9 +56,10 @@ class Both:
     oracle: Oracle
 
 
-@pytest.fixture(
-    scope="module", params=[2, pytest.param(28, marks=pytest.mark.slow)], ids="{}-layers".format
-)
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(28, marks=SLOW)], ids="{}-layers".format)
 def both(request, test_data: Path) -> Iterator[Both]:
     with TemporaryDirectory() as parent:
         folder = write_qwen(Path(parent) / NAME, test_data, num_layers=request.param)
@@ -111,10 +113,11 @@ def test_greedy_chat_is_that_of_transformers(both):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_example_of_the_description_runs_unchanged(both):
     body = {"prompt": PROMPT, "temperature": 0.7, "max_tokens": 512, "stream": False}
     url = f"{both.server.url}/v1/completions"
-    answer = httpx.post(url, json=body, timeout=600, trust_env=False)
+    answer = httpx.post(url, json=body, timeout=1500, trust_env=False)
     assert answer.status_code == 200
     assert isinstance(answer.json()["choices"][0]["text"], str)
     assert answer.json()["usage"]["completion_tokens"] <= 512

@@ -87,7 +87,9 @@ def test_only_learned_tokens_count_and_what_is_likeliest_is_counted(ops):
     hidden, weight = random_head(300)
     result = next_token_loss(hidden, Linear(weight), pack, ops)
     (result.loss / pack.num_targets).backward()
-    close(result.loss.detach() / pack.num_targets, reference(hidden, weight, pack, torch.float64)[0])
+    close(
+        result.loss.detach() / pack.num_targets, reference(hidden, weight, pack, torch.float64)[0]
+    )
     before = np.append(pack.learned[1:], False)
     assert not hidden.grad[~torch.from_numpy(before)].any()
     assert hidden.grad[torch.from_numpy(before)].any(-1).all()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.names import Names
-from fourbee.training.generators.sample import Sample, assistant, user
+from fourbee.training.generators.sample import Message, Sample, assistant, user
 from fourbee.training.generators.wording import framed, with_passage
 
 QUOTE = {"en": 'The text says: "{sentence}"', "zh": "文中说：“{sentence}”"}
@@ -61,7 +62,74 @@ def passage_sample(
     return Sample(skill, language, (user(text), assistant(answer)), expect=expect)
 
 
+def reading_sample(
+    rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
+) -> Sample:
+    """One passage and several questions, turn after turn: many look-ups for one reading."""
+    names = Names(rng, language, unseen)
+    subjects = _subjects(rng, names)
+    stated = _statements(rng, lexicon, names, subjects)
+    turns, expect = _turns(rng, lexicon, language, stated, subjects, rng.randint(3, 6))
+    return Sample("reading", language, turns, expect=expect)
+
+
+def lookup_sample(
+    rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
+) -> Sample:
+    """The drill of reading: short plain sentences that only their nouns and names tell apart.
+
+    Names alone, nouns alone, or both have to match: finding the sentence that holds two given words
+    is what answering from a passage stands on (docs/log.md).
+    """
+    names = Names(rng, language, unseen)
+    count = rng.randint(3, 7)
+    subjects = {names.thing_name(): "thing" for _ in range(rng.choice((1, 2, count)))}
+    nouns = rng.sample(lexicon.attributes[language], rng.choice((1, count)))
+    stated: dict[_Key, str] = {}
+    for subject in list(subjects) * count:
+        attribute = _generic(rng, lexicon, language, rng.choice(nouns))
+        if (attribute.id, subject) not in stated and len(stated) < count:
+            template = rng.choice(attribute.statements[:4])
+            value = names.value(attribute.value)
+            stated[attribute.id, subject] = template.replace("{s}", subject).replace("{v}", value)
+    turns, expect = _turns(rng, lexicon, language, stated, subjects, rng.randint(4, 8), plain=True)
+    return Sample("lookup", language, turns, expect=expect)
+
+
 _Key = tuple[str, str]  # (attribute id, subject)
+
+
+def _turns(
+    rng: random.Random,
+    lexicon: Lexicon,
+    language: Language,
+    stated: dict[_Key, str],
+    subjects: dict[str, str],
+    count: int,
+    plain: bool = False,
+) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """`count` questions about one passage with their answers; what the last one expects."""
+    order = list(stated)
+    rng.shuffle(order)
+    passage = (" " if language == "en" else "").join(stated[key] for key in order)
+    turns: list[Message] = []
+    expect: dict[str, Any] = {}
+    for number in range(count):
+        key = rng.choice(order)
+        present = rng.random() < 0.68
+        asked, subject = _known(rng, lexicon, language, key, stated, subjects)
+        if not present:
+            asked, subject = _missing(rng, lexicon, language, stated, subjects)
+        forms = asked.questions[:5] if plain else asked.questions
+        question = rng.choice(forms).replace("{s}", subject)
+        if not plain:
+            question = framed(rng, lexicon, question, language)
+        if number == 0:
+            question = with_passage(rng, lexicon, passage, question, language)
+        answer = QUOTE[language].replace("{sentence}", stated[key]) if present else SILENT[language]
+        turns += [user(question), assistant(answer)]
+        expect = {"kind": "one_of", "value": [answer]}
+    return tuple(turns), expect
 
 
 def _subjects(rng: random.Random, names: Names) -> dict[str, str]:

@@ -112,7 +112,7 @@ def test_scratchpads_read_as_written_down():
 
 def test_a_drill_of_steps_gives_each_step_its_result(lexicon):
     drilled = set()
-    for index in range(600):
+    for index in range(2500):
         sample = sums_sample(random.Random(index), lexicon, "en")
         asked, answer = sample.messages[0]["content"], last_answer(sample)
         for line in answer.split("\n"):

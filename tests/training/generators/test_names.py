@@ -71,7 +71,9 @@ def test_values_are_of_their_kind(language):
         "year": r"1[2-9]\d\d|20[0-6]\d",
         "time": r"(1?\d|2[0-3]):[0-5]\d",
         "money": r"\d{1,4}",
-        "date": r"(1?\d)月([12]?\d)日" if language == "zh" else r"\d{1,2} [A-Z]\w+|[A-Z]\w+ \d{1,2}",
+        "date": r"(1?\d)月([12]?\d)日"
+        if language == "zh"
+        else r"\d{1,2} [A-Z]\w+|[A-Z]\w+ \d{1,2}",
         "color": r"\w+色" if language == "zh" else r"[a-z]+",
     }
     for kind, shape in shapes.items():
