@@ -1,7 +1,8 @@
 """What counts as a right answer, by the kind of expectation that a sample carries.
 
-Kinds: `one_of` (the answer is one of the texts), `contains` (it holds all of them), `number` (the
-last number in it is this), `call` (one tool call of this name whose expression has this value).
+Kinds: `one_of` (the answer is one of the texts), `last_line` (its last line is), `contains` (it
+holds all of them), `number` (the last number in it is this), `call` (one tool call of this name
+whose expression has this value).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def is_right(answer: str, expect: Mapping[str, Any]) -> bool:
     kind = expect.get("kind")
     if kind == "one_of":
         return answer.strip() in _texts(expect)
+    if kind == "last_line":
+        return answer.strip().rpartition("\n")[2] in _texts(expect)
     if kind == "contains":
         return all(text in answer for text in _texts(expect))
     if kind == "number":
@@ -38,7 +41,9 @@ def is_right(answer: str, expect: Mapping[str, Any]) -> bool:
         return bool(numbers) and float(numbers[-1]) == _number(expect)
     if kind == "call":
         return _is_call(answer, str(expect.get("name")), _number(expect))
-    raise UsageError(f"expect.kind = {kind!r}: expected one_of, contains, number or call")
+    raise UsageError(
+        f"expect.kind = {kind!r}: expected one_of, last_line, contains, number or call"
+    )
 
 
 def expression_value(expression: str) -> float:

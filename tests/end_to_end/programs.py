@@ -69,6 +69,7 @@ class ServeProcess:
             env=environment(),
         )
         self.lines: list[str] = []
+        self.ready_after: float | None = None  # seconds
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -77,14 +78,16 @@ class ServeProcess:
         with self.process.stderr as stderr:
             for line in stderr:
                 self.lines.append(line.rstrip("\n"))
+                if line.startswith("ready: "):
+                    self.ready_after = time.monotonic() - self.began
 
     def ready(self) -> float:
-        """Waits until it serves; the seconds since it was started."""
-        while not any(line.startswith("ready: ") for line in self.lines):
+        """Waits until it serves; the seconds from its start to then."""
+        while self.ready_after is None:
             assert self.process.poll() is None, self.lines
             assert time.monotonic() < self.began + PATIENCE, self.lines
             time.sleep(0.02)
-        return time.monotonic() - self.began
+        return self.ready_after
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, float]:
         """Sends a signal and waits: the exit code, and the seconds that it took."""

@@ -38,22 +38,20 @@ def not_served(folder: Path) -> tuple[int, str]:
 A_MODEL = "a folder with config.json or a hub id such as Qwen/Qwen3-0.6B"
 
 NO_MODEL = [
-    ("/no/such/folder", f"no such folder; expected {A_MODEL}"),
-    ("gpt-4", f"no such folder; expected {A_MODEL}"),
-    ("nobody/nothing", "no such folder, and not downloaded: run `fourbee pull nobody/nothing`"),
+    (["serve"], "/no/such/folder", f"no such folder; expected {A_MODEL}"),
+    (["chat"], "gpt-4", f"no such folder; expected {A_MODEL}"),
+    (
+        ["serve"],
+        "nobody/nothing",
+        "no such folder, and not downloaded: run `fourbee pull nobody/nothing`",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "reason"), NO_MODEL)
-def test_a_model_that_is_not_there_ends_serve_with_one_line(name, reason):
+@pytest.mark.parametrize(("command", "name", "reason"), NO_MODEL)
+def test_a_model_that_is_not_there_is_said_in_one_line(command, name, reason):
     expected = f"fourbee: model {name!r}: {reason}"
-    assert refused("serve", "--port", str(free_port()), "--model", name) == (USAGE, expected)
-
-
-def test_a_model_that_is_not_there_ends_the_other_commands_with_the_same_line():
-    name, reason = NO_MODEL[0]
-    for command in (["generate", "hi"], ["chat"]):
-        assert refused(*command, "--model", name) == (USAGE, f"fourbee: model {name!r}: {reason}")
+    assert refused(*command, "--model", name) == (USAGE, expected)
 
 
 def test_a_file_is_not_a_model(tiny):

@@ -127,8 +127,8 @@ def test_whatever_else_is_refused_and_never_run(expression):
     ("expect", "message"),
     [
         ({"kind": "regex", "value": ["a"]},
-         "expect.kind = 'regex': expected one_of, contains, number or call"),
-        ({}, "expect.kind = None: expected one_of, contains, number or call"),
+         "expect.kind = 'regex': expected one_of, last_line, contains, number or call"),
+        ({}, "expect.kind = None: expected one_of, last_line, contains, number or call"),
         ({"kind": "contains"}, "expect.value = None: expected a list of texts"),
         ({"kind": "contains", "value": []}, "expect.value = []: expected a list of texts"),
         ({"kind": "one_of", "value": "yes"}, "expect.value = 'yes': expected a list of texts"),

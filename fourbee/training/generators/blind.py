@@ -18,7 +18,7 @@ from fourbee.training.generators.arithmetic import operands, result
 from fourbee.training.generators.conversation import BEYOND
 from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.names import Names
-from fourbee.training.generators.passages import SILENT
+from fourbee.training.generators.passages import scanned
 from fourbee.training.generators.sample import Sample, user
 from fourbee.training.generators.tool_use import evaluated, function_tool
 
@@ -79,9 +79,9 @@ def _passage(rng: random.Random, lexicon: Lexicon, template: Template) -> Sample
     question = _filled(template["question"], slots)
     prompt = template["prompt"].replace("{passage}", passage).replace("{question}", question)
     answer = template["answer"]
-    expect: dict[str, Any] = {"kind": "one_of", "value": [SILENT[language]]}
-    if answer is not None:
-        expect = {"kind": "contains", "value": [sentences[answer]]}
+    found = sentences[answer] if answer is not None else None
+    last = scanned(sentences, found, language).splitlines()[-1]
+    expect = {"kind": "last_line", "value": [last]}
     skill = "passage" if answer is not None else "passage_absent"
     return Sample(skill, language, (user(prompt),), expect=expect)
 

@@ -25,7 +25,7 @@ from fourbee.training.generators.conversation import (
 )
 from fourbee.training.generators.copying import copy_sample, repeat_sample
 from fourbee.training.generators.lexicon import Language, Lexicon
-from fourbee.training.generators.passages import lookup_sample, passage_sample, reading_sample
+from fourbee.training.generators.passages import passage_sample
 from fourbee.training.generators.sample import Sample
 from fourbee.training.generators.tool_use import calculator_tool, other_tools, tool_sample
 
@@ -44,8 +44,6 @@ SKILLS: Mapping[str, Maker] = {
     "repeat": repeat_sample,
     "passage": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, True, unseen),
     "passage_absent": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, False, unseen),
-    "reading": reading_sample,
-    "lookup": lookup_sample,
     "tools": lambda rng, lex, lang, _: tool_sample(rng, lex, lang),
     "arithmetic": lambda rng, lex, lang, _: arithmetic_sample(rng, lex, lang),
     "sums": lambda rng, lex, lang, _: sums_sample(rng, lex, lang),
@@ -107,15 +105,20 @@ def samples(seed: int, file: DataFile, lexicon: Lexicon) -> Iterator[Sample]:
             rng = random.Random(f"{seed}/{file.name}/{number}/{index}")
             while True:
                 sample = _draw(rng, lexicon, phase.mixture, file.unseen)
-                if is_held_out(sample) == file.held_out:
+                if fits_split(sample, file.held_out):
                     yield sample
                     break
 
 
-def is_held_out(sample: Sample) -> bool:
-    """Whether this prompt belongs to the sixteenth that training never sees."""
+def fits_split(sample: Sample, held_out: bool) -> bool:
+    """Whether a test file's last prompt is held out, or none of a training file's prompts is."""
     asked = [m["content"] for m in sample.messages if m["role"] == "user"] or [sample.prompt]
-    return zlib.crc32(asked[-1].encode()) % 16 == 0
+    return is_held_out(asked[-1]) if held_out else not any(map(is_held_out, asked))
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether this prompt belongs to the sixteenth that training never sees."""
+    return zlib.crc32(prompt.encode()) % 16 == 0
 
 
 def _draw(

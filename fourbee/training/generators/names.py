@@ -121,7 +121,7 @@ class Names:
         if self.language == "zh" and self.rng.random() < 0.75:
             count = self.rng.choice((1, 2, 2))
             end = self.rng.choice(_PLACE_END)
-            return self._from_pool(lambda: self._han(_PLACE_HAN, count + (not end))) + end
+            return self._from_pool(lambda: self._han(_PLACE_HAN, count + (not end)) + end)
         return self._title() + (f" {self._title()}" if self.rng.random() < 0.15 else "")
 
     def organisation(self) -> str:

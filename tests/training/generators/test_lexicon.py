@@ -29,7 +29,6 @@ def test_there_are_many_relations(lexicon):
     assert len(lexicon.relations) >= 150
 
 
-@pytest.mark.xfail(reason="former_name, opening_time and top_speed name two relations each")
 def test_every_relation_has_an_id_of_its_own(lexicon):
     counts = Counter(relation.id for relation in lexicon.relations)
     assert [name for name, count in counts.items() if count > 1] == []
