@@ -29,6 +29,8 @@ STAGES = (
     (("train", "tokenizer", f"{RECIPES}/tokenizer.toml"), RUN / "tokenizer" / "tokenizer.json"),
     (("train", "pretrain", f"{RECIPES}/pretrain.toml"), RUN / "pretrain/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/sft.toml"), RUN / "sft/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/polish.toml"), RUN / "polish/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/reading.toml"), RUN / "reading/model/tokenizer.json"),
     (
         ("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")),
         RUN / "data/blind.jsonl",
@@ -44,7 +46,7 @@ def main() -> int:
         say(f"fourbee {' '.join(words)}")
         if code := run(list(words)):
             return code
-    quantize_checkpoint(RUN / "sft" / "model", PACKED)
+    quantize_checkpoint(RUN / "reading" / "model", PACKED)
     files = [str(RUN / "data" / f"{name}.jsonl") for name in ("held_out", "unseen", "blind")]
     if code := run(["eval", *files, "--model", str(PACKED)]):
         return code

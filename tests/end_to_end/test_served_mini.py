@@ -88,7 +88,7 @@ def test_it_knows_what_fourbee_is(client, question):
 
 @pytest.mark.parametrize(
     ("question", "result"),
-    [("What is 127 + 58?", "185"), ("403 - 87 = ?", "316"), ("36乘以4等于多少？", "144")],
+    [("What is 27 + 15?", "42"), ("43 - 12 = ?", "31"), ("36乘以4等于多少？", "144")],
 )
 def test_it_adds_subtracts_and_multiplies_step_by_step(client, question, result):
     *steps, last = asked(client, question).splitlines()
