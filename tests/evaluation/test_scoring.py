@@ -44,6 +44,7 @@ def test_contains_is_all_of_the_texts(answer, right):
         ("The answer is -12.", -12, True),
         ("It is 12.", 12, True),
         ("12.50", 12.5, True),
+        ("042", 42, False),
         ("答案是12。", 12, True),
         ("none", 0, False),
         ("", 0, False),
