@@ -20,7 +20,8 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: its event loop runs in the main thread, where later tests want their own.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[object]:
     playwright_api = pytest.importorskip(
         "playwright.sync_api",
