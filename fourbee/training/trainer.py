@@ -92,7 +92,8 @@ class TrainRecipe:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_update", "tokens_per_pack", "epochs", "log_every"):
+        counts = ("tokens_per_update", "tokens_per_pack", "epochs", "log_every", "validate_every")
+        for name in (*counts, "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected at least 1")
         if self.device != "cpu" and not torch.cuda.is_available():

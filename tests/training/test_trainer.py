@@ -130,9 +130,10 @@ def test_a_damaged_checkpoint_is_one_line(recipe):
     assert "\n" not in str(caught.value)
 
 
-def test_settings_out_of_range_are_refused(recipe):
-    with pytest.raises(UsageError, match="epochs = 0: expected at least 1"):
-        replace(recipe, epochs=0)
+@pytest.mark.parametrize("name", ["epochs", "validate_every", "checkpoint_every"])
+def test_settings_out_of_range_are_refused(recipe, name):
+    with pytest.raises(UsageError, match=f"{name} = 0: expected at least 1"):
+        replace(recipe, **{name: 0})
 
 
 def test_kill_minus_nine_leaves_a_run_that_resumes_to_the_same_bits(recipe, tmp_path):
