@@ -20,3 +20,12 @@ def embedded_model() -> Path:
     """The folder of fourbee-mini, which is part of the package."""
     assert (EMBEDDED / "model.safetensors").is_file()
     return EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data; tests that need it are skipped where it is not named."""
+    folder = os.environ.get("FOURBEE_TEST_DATA")
+    if folder is None or not Path(folder).is_dir():
+        pytest.skip("set FOURBEE_TEST_DATA")
+    return Path(folder)

@@ -116,15 +116,12 @@ def sampling(
     return replace(llm.defaults.params, **asked)  # type: ignore[arg-type]
 
 
-def write(deltas: Iterable[TextDelta]) -> str:
-    """Writes an answer as it grows; the whole of it, or FourbeeError if it failed."""
-    text = ""
+def write(deltas: Iterable[TextDelta]) -> None:
+    """Writes an answer as it grows; FourbeeError if it failed."""
     for delta in deltas:
-        text += delta.text
         sys.stdout.write(delta.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
-    return text
 
 
 def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> str:

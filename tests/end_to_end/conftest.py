@@ -1,6 +1,5 @@
 """Checkpoints that are written once, and the test data of real models where it is there."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,11 +27,3 @@ def locked_server(tiny: Path) -> Iterator[ServeProcess]:
     finally:
         code, _ = server.end()
     assert code == 0
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
-        pytest.skip("set FOURBEE_TEST_DATA")
-    return Path(folder)

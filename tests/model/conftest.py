@@ -1,6 +1,5 @@
 """A tiny configuration, its tensors in plain NumPy, and operations that only move arrays."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,11 +67,3 @@ def message(call: Callable[..., Any], *arguments: Any) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
-        pytest.skip("set FOURBEE_TEST_DATA")
-    return Path(folder)

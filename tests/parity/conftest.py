@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,14 +28,6 @@ def one_thread() -> Iterator[None]:
 def memory_given_back() -> Iterator[None]:
     yield
     gc.collect()  # modules hold cycles, and these models are large
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
-        pytest.skip("set FOURBEE_TEST_DATA")
-    return Path(folder)
 
 
 def shape(

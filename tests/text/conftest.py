@@ -1,7 +1,6 @@
 """Tokenizers for the tests of `fourbee.text`: a small one trained on the spot, and Qwen's."""
 
 import gzip
-import os
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,6 @@ def small() -> Tokenizer:
     end = backend.token_to_id("<|im_end|>")
     assert end is not None
     return Tokenizer(backend, chat_template=CHATML, eos_token_ids=[end])
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
-        pytest.skip("set FOURBEE_TEST_DATA")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

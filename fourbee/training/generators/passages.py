@@ -69,7 +69,7 @@ def passage_sample(
     joiner = "\n" if rng.random() < 0.08 else " " if language == "en" else ""
     passage = joiner.join(stated[key] for key in order)
     key = rng.choice(order)
-    asked, subject = _known(rng, lexicon, language, key, stated, subjects)
+    asked, subject = _known(lexicon, language, key)
     if not present:
         asked, subject = _missing(rng, lexicon, language, stated, subjects, names)
     question = rng.choice(asked.questions).replace("{s}", subject)
@@ -134,14 +134,7 @@ def _generic(
     return _Attribute(f"n:{noun}", value, statements, questions)
 
 
-def _known(
-    rng: random.Random,
-    lexicon: Lexicon,
-    language: Language,
-    key: _Key,
-    stated: dict[_Key, str],
-    subjects: dict[str, str],
-) -> tuple[_Attribute, str]:
+def _known(lexicon: Lexicon, language: Language, key: _Key) -> tuple[_Attribute, str]:
     """The attribute and subject of a stated sentence."""
     attribute_id, subject = key
     if attribute_id.startswith("n:"):
@@ -169,7 +162,7 @@ def _missing(
         attribute = _attribute(rng, lexicon, language, kind, names)
         if rng.random() < 0.3:
             key = rng.choice(list(stated))
-            attribute, known = _known(rng, lexicon, language, key, stated, subjects)
+            attribute, known = _known(lexicon, language, key)
             others = [one for one in subjects if one != known]
             subject = rng.choice(others) if others else names.subject(subjects[known])
         if (attribute.id, subject) not in stated:
