@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Progress:
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    run: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Progress, keep: int
 ) -> Path:
     """Writes `run`/update-N and removes all but the `keep` newest."""
     final = run / f"update-{progress.update:07d}"
@@ -38,7 +39,7 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(_contiguous(dict(model.named_parameters())), partial / "model.safetensors")
-    save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+    save_file(_optimizer_tensors(optimizers), partial / "optimizer.safetensors")
     (partial / "progress.json").write_text(json.dumps(asdict(progress)))
     for path in partial.iterdir():
         _sync(path)
@@ -52,7 +53,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    run: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Progress | None:
     """Restores the newest checkpoint of `run`; None when there is none."""
     found = _checkpoints(run)
@@ -64,7 +65,7 @@ def load_checkpoint(
         state = load_file(folder / "optimizer.safetensors")
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
         model.load_state_dict(weights, strict=True)
-        _restore_optimizer(optimizer, state)
+        _restore_optimizers(optimizers, state)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         line = str(error).splitlines()[0]
         raise TrainingError(f"checkpoint {folder}: cannot be resumed: {line}") from error
@@ -75,21 +76,25 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in run.glob("update-*") if p.suffix != ".partial")
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            state[f"{index}.{name}"] = value
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                state[f"{number}.{index}.{name}"] = value
     return _contiguous(state)
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+def _restore_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        number, index, name = key.split(".", 2)
+        states[int(number)].setdefault(int(index), {})[name] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
-"""AdamW over matrices and vectors apart, and the warmup-stable-decay schedule."""
+"""The optimizers of a run (AdamW alone, or Muon for the layers' matrices) and the rate's schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule."""
+    """AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024), and the learning-rate schedule."""
 
     learning_rate: float = 1e-3
+    matrices: Literal["adamw", "muon"] = "adamw"  # what moves the matrices of the layers
+    matrix_rate: float = 1.0  # Muon's learning rate, as a multiple of learning_rate
+    momentum: float = 0.95  # Muon's
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -24,21 +28,42 @@ class OptimizerSettings:
     final_fraction: float = 0.0  # of the learning rate, at the last update
 
 
-def build_adamw(parameters: Mapping[str, Tensor], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW with decay on tensors of two and more dimensions."""
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() <= 1]
+def build_optimizers(
+    parameters: Mapping[str, Tensor], settings: OptimizerSettings
+) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay on tensors of two and more dimensions; Muon before it where it is chosen.
+
+    Each group's `rate` is its multiple of the schedule's learning rate. Embedding and head are
+    AdamW's in any case: their rows are looked up, not multiplied through.
+    """
+    muon = settings.matrices == "muon"
+    layers = [p for name, p in parameters.items() if muon and p.dim() == 2 and ".layers." in name]
+    taken = {id(p) for p in layers}
+    others = [p for p in parameters.values() if id(p) not in taken]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups,
+    adamw = torch.optim.AdamW(
+        [group | {"rate": 1.0} for group in groups],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         fused=True,
     )
+    if not layers:
+        return [adamw]
+    return [
+        torch.optim.Muon(
+            [{"params": layers, "rate": settings.matrix_rate}],
+            lr=settings.learning_rate * settings.matrix_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            # Steps as large as AdamW's, so that one schedule serves both (Liu et al. 2025).
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        adamw,
+    ]
 
 
 def learning_rate_at(update: int, total: int, settings: OptimizerSettings) -> float:

@@ -38,7 +38,7 @@ from fourbee.training.data import (
 from fourbee.training.export import export_checkpoint, initial_weights
 from fourbee.training.losses import next_token_loss
 from fourbee.training.network import TrainableQwen3
-from fourbee.training.optimizers import OptimizerSettings, build_adamw, learning_rate_at
+from fourbee.training.optimizers import OptimizerSettings, build_optimizers, learning_rate_at
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Trainer:
         self.corpus = load_corpus(recipe.data, recipe.tokenizer, loss, cache)
         self.checks = _validation_corpora(recipe, cache)
         self.model = self._build_model().to(recipe.device)
-        self.optimizer = build_adamw(self.model.named_tensors(), recipe.optimizer)
+        self.optimizers = build_optimizers(self.model.named_tensors(), recipe.optimizer)
         self.updates_per_epoch = [len(self._plan(epoch)) for epoch in range(recipe.epochs)]
         self.total = sum(self.updates_per_epoch)
 
@@ -134,7 +134,7 @@ class Trainer:
         """Runs to the end (or to Ctrl-C, which saves first) and exports; returns the export."""
         recipe = self.recipe
         exported = recipe.output / "model"
-        progress = load_checkpoint(recipe.output, self.model, self.optimizer) or Progress()
+        progress = load_checkpoint(recipe.output, self.model, self.optimizers) or Progress()
         with _interruption() as interrupted, _log(recipe.output, progress) as log:
             for documents in self._remaining(progress.update):
                 progress = self._step(documents, progress, log)
@@ -195,10 +195,11 @@ class Trainer:
                 f"update {progress.update}: gradient norm {norm}, loss {total_loss / targets}; the "
                 "weights are as before it; resume with a lower optimizer.learning_rate"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         tokens = sum(sum(pack.lengths) for pack in packs)
         elapsed = time.monotonic() - started
         progress = Progress(
@@ -244,7 +245,7 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         keep = self.recipe.keep_checkpoints
-        save_checkpoint(self.recipe.output, self.model, self.optimizer, progress, keep)
+        save_checkpoint(self.recipe.output, self.model, self.optimizers, progress, keep)
 
 
 def _validation_corpora(recipe: TrainRecipe, cache: Path) -> dict[str, Corpus]:

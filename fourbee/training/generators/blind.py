@@ -80,7 +80,7 @@ def _passage(rng: random.Random, lexicon: Lexicon, template: Template) -> Sample
     prompt = template["prompt"].replace("{passage}", passage).replace("{question}", question)
     answer = template["answer"]
     found = sentences[answer] if answer is not None else None
-    last = scanned(sentences, found, language).splitlines()[-1]
+    last = scanned(question, sentences, found, language).splitlines()[-1]
     expect = {"kind": "last_line", "value": [last]}
     skill = "passage" if answer is not None else "passage_absent"
     return Sample(skill, language, (user(prompt),), expect=expect)

@@ -31,6 +31,7 @@ class Lexicon:
 
     relations: tuple[Relation, ...]
     attributes: Mapping[str, list[str]]
+    grammar: Mapping[str, Mapping[str, list[Any]]]  # language -> part of speech -> words
     facts: Mapping[str, Mapping[str, Any]]
     about_questions: Mapping[str, Texts]
     greetings: Mapping[str, Mapping[str, Mapping[str, list[str]]]]
@@ -60,6 +61,7 @@ def load_lexicon() -> Lexicon:
             for line in _lines(name)
         ),
         attributes=_lines("attributes")[0],
+        grammar={language: _lines(f"grammar_{language}")[0] for language in LANGUAGES},
         facts={line["id"]: line for line in _lines("facts")},
         about_questions={line["id"]: line for line in _lines("about_questions")},
         greetings={line["intent"]: line for line in _lines("greetings")},

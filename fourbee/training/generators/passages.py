@@ -1,7 +1,8 @@
 """Questions about a short passage: read through, the sentence that answers is quoted, or none is.
 
-Passages are made of statements of relations (lexicon) and of generic attributes ("the {n} of {s}"),
-whose nouns may be made up, so that matching words is learned and not a list of relations.
+A passage is made of statements of attributes (`attributes.py`) about one to three made-up subjects;
+most questions have a near miss in it: the same attribute of somebody else, another attribute of the
+same subject.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fourbee.training.generators.attributes import Attribute, draw_attribute
 from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.names import Names
-from fourbee.training.generators.sample import Sample, assistant, user
-from fourbee.training.generators.wording import framed, with_passage
+from fourbee.training.generators.sample import Message, Sample, assistant, user
+from fourbee.training.generators.wording import dressed, noisy, with_passage
 
 QUOTE = {"en": 'The text says: "{sentence}"', "zh": "文中说：“{sentence}”"}
 SILENT = {"en": "The text does not say.", "zh": "文中没有提到。"}
 
+ASKED = {"en": "Question: {question}", "zh": "问题：{question}"}
 VERDICT = {
     ("en", True): '- "{sentence}" yes',
     ("en", False): '- "{sentence}" no',
@@ -26,16 +29,18 @@ VERDICT = {
 }
 
 _SUBJECTS = ("person", "organisation", "place", "thing", "event", "document", "animal", "project")
-_VALUES = ("number", "year", "date", "person", "place", "thing", "word", "color", "number", "money")
+_COMPOSED = "composed"  # a subject of several words: "the museum of Lorin"
 
 
-def scanned(sentences: Sequence[str], found: str | None, language: Language) -> str:
-    """The answer: sentence after sentence with a verdict, up to the one that is asked for.
+def scanned(
+    question: str, sentences: Sequence[str], found: str | None, language: Language
+) -> str:
+    """The answer: the question, then each sentence with a verdict, up to the one asked for.
 
-    Copying a sentence is easy for a model of this size, and so is judging the one just copied;
-    going straight to the right one was not learned (docs/log.md).
+    Copying is easy for a model of this size, and so is judging the sentence just copied by the
+    question just repeated; going straight to the right one was not learned (docs/log.md).
     """
-    lines = []
+    lines = [ASKED[language].replace("{question}", question)]
     for sentence in sentences:
         lines.append(VERDICT[language, sentence == found].replace("{sentence}", sentence))
         if sentence == found:
@@ -44,13 +49,32 @@ def scanned(sentences: Sequence[str], found: str | None, language: Language) -> 
 
 
 @dataclass(frozen=True)
-class _Attribute:
-    """What can be stated of a subject: an id, and templates in `{s}` and `{v}`."""
+class Statement:
+    """A sentence of a passage and what it states of whom."""
 
-    id: str
-    value: str
-    statements: list[str]
-    questions: list[str]
+    attribute: Attribute
+    subject: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Statements in the order in which they are read."""
+
+    statements: tuple[Statement, ...]
+    kinds: dict[str, str]  # subject -> its kind
+    text: str
+
+    def states(self, attribute: Attribute, subject: str | None = None) -> bool:
+        """Whether the attribute is stated (of this subject, if one is given)."""
+        return any(
+            one.attribute.id == attribute.id and subject in (None, one.subject)
+            for one in self.statements
+        )
+
+    @property
+    def sentences(self) -> list[str]:
+        return [one.sentence for one in self.statements]
 
 
 def passage_sample(
@@ -62,108 +86,132 @@ def passage_sample(
 ) -> Sample:
     """A passage of 1 to 6 sentences and a question that it answers (`present`) or does not."""
     names = Names(rng, language, unseen)
-    subjects = _subjects(rng, names)
-    stated = _statements(rng, lexicon, names, subjects)
-    order = list(stated)
-    rng.shuffle(order)
-    joiner = "\n" if rng.random() < 0.08 else " " if language == "en" else ""
-    passage = joiner.join(stated[key] for key in order)
-    key = rng.choice(order)
-    asked, subject = _known(lexicon, language, key)
-    if not present:
-        asked, subject = _missing(rng, lexicon, language, stated, subjects, names)
-    question = rng.choice(asked.questions).replace("{s}", subject)
-    text = with_passage(rng, lexicon, passage, framed(rng, lexicon, question, language), language)
-    found = stated[key] if present else None
-    answer = scanned([stated[one] for one in order], found, language)
-    expect = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
+    passage = draw_passage(rng, lexicon, names)
+    turns, expect = _asked(rng, lexicon, names, passage, present, passage.text)
     skill = "passage" if present else "passage_absent"
-    return Sample(skill, language, (user(text), assistant(answer)), expect=expect)
+    return Sample(skill, language, turns, expect=expect)
 
 
-_Key = tuple[str, str]  # (attribute id, subject)
+def passage_talk(
+    rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
+) -> Sample:
+    """Two to four questions about one passage, which the first turn holds."""
+    names = Names(rng, language, unseen)
+    passage = draw_passage(rng, lexicon, names)
+    turns, expect = _asked(rng, lexicon, names, passage, rng.random() < 0.6, passage.text)
+    for _ in range(rng.randint(1, 3)):
+        more, expect = _asked(rng, lexicon, names, passage, rng.random() < 0.6, None)
+        turns += more
+    return Sample("passage_talk", language, turns, expect=expect)
 
 
-def _subjects(rng: random.Random, names: Names) -> dict[str, str]:
-    """One to three names, each with its kind."""
-    kinds = [rng.choice(_SUBJECTS) for _ in range(rng.choices((1, 2, 3), (4, 4, 2))[0])]
-    if rng.random() < 0.5:
-        kinds = [kinds[0]] * len(kinds)
-    return {names.subject(kind): kind for kind in kinds}
+def _asked(
+    rng: random.Random,
+    lexicon: Lexicon,
+    names: Names,
+    passage: Passage,
+    present: bool,
+    text: str | None,
+) -> tuple[tuple[Message, ...], dict[str, object]]:
+    """One question and its answer as two turns, and what is expected; with the passage's text."""
+    language = names.language
+    asked = draw_question(rng, lexicon, names, passage, present)
+    question = noisy(rng, asked[0], language).strip()
+    message = dressed(rng, lexicon, question, language)
+    if text is not None:
+        message = with_passage(rng, lexicon, text, message, language)
+    answer = scanned(question, passage.sentences, asked[1], language)
+    expect = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
+    return (user(message), assistant(answer)), expect
 
 
-def _statements(
-    rng: random.Random, lexicon: Lexicon, names: Names, subjects: dict[str, str]
-) -> dict[_Key, str]:
-    """Sentences by (attribute, subject); one attribute is often stated of two subjects."""
-    stated: dict[_Key, str] = {}
-    shared: dict[str, _Attribute] = {}
+def draw_passage(rng: random.Random, lexicon: Lexicon, names: Names) -> Passage:
+    """Statements about one to three subjects; one attribute is often stated of two of them."""
+    kinds = _subjects(rng, lexicon, names)
+    stated: dict[tuple[str, str], Statement] = {}
+    shared: dict[str, Attribute] = {}
     for _ in range(rng.randint(1, 6)):
-        subject = rng.choice(list(subjects))
-        kind = subjects[subject]
+        subject = rng.choice(list(kinds))
+        kind = kinds[subject]
         attribute = shared.get(kind) if rng.random() < 0.3 else None
-        attribute = attribute or _attribute(rng, lexicon, names.language, kind, names)
+        attribute = attribute or draw_attribute(rng, lexicon, kind, names)
         shared[kind] = attribute
         if (attribute.id, subject) not in stated:
             template = rng.choice(attribute.statements)
-            value = names.value(attribute.value)
-            stated[attribute.id, subject] = template.replace("{s}", subject).replace("{v}", value)
-    return stated
+            sentence = template.replace("{s}", subject)
+            sentence = sentence.replace("{v}", names.value(attribute.value))
+            sentence = sentence[0].upper() + sentence[1:]
+            stated[attribute.id, subject] = Statement(attribute, subject, sentence)
+    statements = list(stated.values())
+    rng.shuffle(statements)
+    joiner = "\n" if rng.random() < 0.08 else " " if names.language == "en" else ""
+    text = joiner.join(one.sentence for one in statements)
+    return Passage(tuple(statements), kinds, text)
 
 
-def _attribute(
-    rng: random.Random, lexicon: Lexicon, language: Language, kind: str, names: Names | None
-) -> _Attribute:
-    """A relation of this kind of subject, or (a third) a generic attribute."""
-    relations = [one for one in lexicon.relations if one.subject == kind]
-    if relations and rng.random() < 0.68:
-        one = rng.choice(relations)
-        return _Attribute(one.id, one.value, one.statements[language], one.questions[language])
-    noun = rng.choice(lexicon.attributes[language])
-    if names is not None and rng.random() < 0.15:
-        noun = names.noun()
-    return _generic(rng, lexicon, language, noun)
+def draw_question(
+    rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage, present: bool
+) -> tuple[str, str | None]:
+    """A question, and the sentence that answers it or None."""
+    if not present:
+        return _missing(rng, lexicon, names, passage), None
+    one = rng.choice(passage.statements)
+    questions = one.attribute.questions
+    alone = sum(other.attribute.id == one.attribute.id for other in passage.statements) == 1
+    if alone and one.attribute.subject_questions and rng.random() < 0.35:
+        questions = one.attribute.subject_questions
+    return rng.choice(questions).replace("{s}", one.subject), one.sentence
 
 
-def _generic(
-    rng: random.Random | None, lexicon: Lexicon, language: Language, noun: str
-) -> _Attribute:
-    value = rng.choice(_VALUES) if rng else ""
-    statements = [s.replace("{n}", noun) for s in lexicon.attributes[f"statements_{language}"]]
-    questions = [q.replace("{n}", noun) for q in lexicon.attributes[f"questions_{language}"]]
-    return _Attribute(f"n:{noun}", value, statements, questions)
+def _subjects(rng: random.Random, lexicon: Lexicon, names: Names) -> dict[str, str]:
+    """One to three names, each with its kind."""
+    kinds = [rng.choice(_SUBJECTS) for _ in range(rng.choices((1, 2, 3), (4, 4, 2))[0])]
+    if rng.random() < 0.3:
+        kinds = [_COMPOSED] * len(kinds)
+    elif rng.random() < 0.5:
+        kinds = [kinds[0]] * len(kinds)
+    return {
+        _composed(rng, lexicon, names) if kind == _COMPOSED else names.subject(kind): kind
+        for kind in kinds
+    }
 
 
-def _known(lexicon: Lexicon, language: Language, key: _Key) -> tuple[_Attribute, str]:
-    """The attribute and subject of a stated sentence."""
-    attribute_id, subject = key
-    if attribute_id.startswith("n:"):
-        return _generic(None, lexicon, language, attribute_id[2:]), subject
-    one = next(one for one in lexicon.relations if one.id == attribute_id)
-    return _Attribute(one.id, one.value, one.statements[language], one.questions[language]), subject
+def _composed(rng: random.Random, lexicon: Lexicon, names: Names) -> str:
+    """A subject of a common noun and a name."""
+    noun = rng.choice(lexicon.grammar[names.language]["nouns"])[0]
+    if names.language == "zh":
+        return rng.choice(
+            (f"{names.place()}{noun}", f"{names.place()}的{noun}", f"{names.thing_name()}{noun}",
+             f"{names.thing_name()}牌{noun}", f"{names.person()}的{noun}")
+        )  # fmt: skip
+    return rng.choice(
+        (f"the {noun} of {names.place()}", f"the {noun} of {names.person()}",
+         f"the {names.thing_name()} {noun}", f"the {noun} {names.thing_name()}",
+         f"{noun.capitalize()} {names.thing_name()}")
+    )  # fmt: skip
 
 
-def _missing(
-    rng: random.Random,
-    lexicon: Lexicon,
-    language: Language,
-    stated: dict[_Key, str],
-    subjects: dict[str, str],
-    names: Names,
-) -> tuple[_Attribute, str]:
-    """An attribute that is not stated of the subject asked for.
+def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage) -> str:
+    """A question about what is not stated of the subject asked for.
 
     Mostly the subject occurs and lacks the attribute; else the attribute occurs, stated of somebody
-    else, or neither does.
+    else or without the detail asked for.
     """
     while True:
-        subject = rng.choice([subject for _, subject in stated])
-        kind = subjects[subject]
-        attribute = _attribute(rng, lexicon, language, kind, names)
-        if rng.random() < 0.3:
-            key = rng.choice(list(stated))
-            attribute, known = _known(lexicon, language, key)
-            others = [one for one in subjects if one != known]
-            subject = rng.choice(others) if others else names.subject(subjects[known])
-        if (attribute.id, subject) not in stated:
-            return attribute, subject
+        known = rng.choice(passage.statements)
+        roll = rng.random()
+        if roll < 0.12 and known.attribute.silent_questions:
+            return rng.choice(known.attribute.silent_questions).replace("{s}", known.subject)
+        attribute, subject = known.attribute, known.subject
+        if roll < 0.35:
+            others = [one for one in passage.kinds if one != known.subject]
+            kind = passage.kinds[known.subject]
+            new = _composed(rng, lexicon, names) if kind == _COMPOSED else names.subject(kind)
+            subject = rng.choice(others) if others and rng.random() < 0.7 else new
+        else:
+            attribute = draw_attribute(rng, lexicon, passage.kinds[subject], names)
+        if not passage.states(attribute, subject):
+            questions = attribute.questions
+            if not passage.states(attribute):
+                questions = questions + attribute.subject_questions
+            return rng.choice(questions).replace("{s}", subject)

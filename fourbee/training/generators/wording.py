@@ -29,10 +29,13 @@ def noisy(rng: random.Random, text: str, language: Language) -> str:
 
 def framed(rng: random.Random, lexicon: Lexicon, text: str, language: Language) -> str:
     """`text` with noise and, at times, a polite prefix or suffix."""
-    text = noisy(rng, text, language)
+    return dressed(rng, lexicon, noisy(rng, text, language), language)
+
+
+def dressed(rng: random.Random, lexicon: Lexicon, text: str, language: Language) -> str:
+    """`text` as it is, at times with a polite prefix or suffix."""
     if rng.random() < 0.15:
-        prefix = rng.choice(lexicon.framing["polite_prefix"][language])
-        text = prefix + (text[0].lower() + text[1:] if rng.random() < 0.4 else text)
+        text = rng.choice(lexicon.framing["polite_prefix"][language]) + text
     if rng.random() < 0.1:
         text += rng.choice(lexicon.framing["polite_suffix"][language])
     return text
