@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fourbee.training.optimizers import OptimizerSettings, build_adamw, learning_rate_at
+from fourbee.training.optimizers import OptimizerSettings, build_optimizers, learning_rate_at
 
 
 def schedule(total: int, **settings: float) -> list[float]:
@@ -52,7 +52,7 @@ def test_matrices_decay_and_vectors_do_not():
         "scale": torch.nn.Parameter(torch.ones(())),
     }
     settings = OptimizerSettings(learning_rate=0.1, weight_decay=0.5, beta1=0.8, epsilon=1e-6)
-    optimizer = build_adamw(parameters, settings)
+    [optimizer] = build_optimizers(parameters, settings)
     matrices, vectors = optimizer.param_groups
     assert [id(p) for p in matrices["params"]] == [id(parameters["embedding"])]
     assert {id(p) for p in vectors["params"]} == {id(parameters[n]) for n in ("norm", "scale")}
@@ -65,3 +65,34 @@ def test_matrices_decay_and_vectors_do_not():
     optimizer.step()
     assert torch.allclose(parameters["embedding"], torch.tensor(0.95))
     assert torch.equal(parameters["norm"], torch.ones(3))
+
+
+def test_muon_moves_the_matrices_of_the_layers_and_adamw_all_else():
+    parameters = {
+        "model.embed_tokens.weight": torch.nn.Parameter(torch.ones(6, 4)),
+        "model.layers.0.mlp.up_proj.weight": torch.nn.Parameter(torch.ones(8, 4)),
+        "model.layers.0.input_layernorm.weight": torch.nn.Parameter(torch.ones(4)),
+        "lm_head.weight": torch.nn.Parameter(torch.ones(6, 4)),
+    }
+    settings = OptimizerSettings(learning_rate=0.1, matrices="muon", matrix_rate=2.0)
+    muon, adamw = build_optimizers(parameters, settings)
+    assert isinstance(muon, torch.optim.Muon)
+    [group] = muon.param_groups
+    assert [id(p) for p in group["params"]] == [id(parameters["model.layers.0.mlp.up_proj.weight"])]
+    assert (group["lr"], group["rate"]) == (0.2, 2.0)
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert others == {id(p) for p in parameters.values()} - {id(group["params"][0])}
+    assert {group["rate"] for group in adamw.param_groups} == {1.0}
+
+
+def test_a_step_of_muon_has_orthogonal_rows_of_the_size_of_adamw_s():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(16, 64))
+    settings = OptimizerSettings(learning_rate=0.01, matrices="muon", weight_decay=0.0)
+    muon, _ = build_optimizers({"model.layers.0.x": weight}, settings)
+    weight.grad = torch.randn(16, 64)
+    muon.step()
+    rows = weight.detach() / 0.01
+    # Singular values of the step lie around 0.2 sqrt(64): its root mean square is AdamW's 0.2.
+    values = torch.linalg.svdvals(rows)
+    assert 0.6 < (values / (0.2 * 64**0.5)).min() and (values / (0.2 * 64**0.5)).max() < 1.3

@@ -32,12 +32,15 @@ _BOTH = {
 def mention_sample(
     rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
 ) -> Sample:
-    """Three to eight short sentences; one word (or a pair) that one of them alone holds, or none."""
+    """Three to ten rows of words; one word (or a pair) that one of them alone holds, or none."""
     names = Names(rng, language, unseen)
     words = _words(rng, lexicon, names, 30)
     both = rng.random() < 0.5
-    count = rng.randint(3, 8)
-    rows = [rng.sample(words[2:], rng.randint(2, 5)) for _ in range(count)]
+    # Rows of a word or two give the most verdicts a token: where comparing is learned first.
+    short = rng.random() < 0.5
+    count = rng.randint(4, 10) if short else rng.randint(3, 8)
+    most = 1 if short else 5
+    rows = [rng.sample(words[2:], rng.randint(1, most)) for _ in range(count)]
     x, y = words[:2]
     target = rng.randrange(count) if rng.random() < 0.8 else None
     if target is not None:

@@ -77,6 +77,16 @@ class Passage:
         return [one.sentence for one in self.statements]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a passage, and the sentence that answers or None."""
+
+    text: str
+    attribute: Attribute
+    subject: str
+    answer: str | None
+
+
 def passage_sample(
     rng: random.Random,
     lexicon: Lexicon,
@@ -115,12 +125,12 @@ def _asked(
 ) -> tuple[tuple[Message, ...], dict[str, object]]:
     """One question and its answer as two turns, and what is expected; with the passage's text."""
     language = names.language
-    asked = draw_question(rng, lexicon, names, passage, present)
-    question = noisy(rng, asked[0], language).strip()
-    message = dressed(rng, lexicon, question, language)
+    question = draw_question(rng, lexicon, names, passage, present)
+    asked = noisy(rng, question.text, language).strip()
+    message = dressed(rng, lexicon, asked, language)
     if text is not None:
         message = with_passage(rng, lexicon, text, message, language)
-    answer = scanned(question, passage.sentences, asked[1], language)
+    answer = scanned(asked, passage.sentences, question.answer, language)
     expect = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
     return (user(message), assistant(answer)), expect
 
@@ -151,16 +161,26 @@ def draw_passage(rng: random.Random, lexicon: Lexicon, names: Names) -> Passage:
 
 def draw_question(
     rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage, present: bool
-) -> tuple[str, str | None]:
-    """A question, and the sentence that answers it or None."""
+) -> Question:
+    """A question that one sentence of the passage answers (`present`), or none."""
     if not present:
-        return _missing(rng, lexicon, names, passage), None
+        return _missing(rng, lexicon, names, passage)
     one = rng.choice(passage.statements)
     questions = one.attribute.questions
     alone = sum(other.attribute.id == one.attribute.id for other in passage.statements) == 1
     if alone and one.attribute.subject_questions and rng.random() < 0.35:
         questions = one.attribute.subject_questions
-    return rng.choice(questions).replace("{s}", one.subject), one.sentence
+    return _question(rng, questions, one.attribute, one.subject, one.sentence)
+
+
+def _question(
+    rng: random.Random,
+    templates: Sequence[str],
+    attribute: Attribute,
+    subject: str,
+    answer: str | None = None,
+) -> Question:
+    return Question(rng.choice(templates).replace("{s}", subject), attribute, subject, answer)
 
 
 def _subjects(rng: random.Random, lexicon: Lexicon, names: Names) -> dict[str, str]:
@@ -191,7 +211,7 @@ def _composed(rng: random.Random, lexicon: Lexicon, names: Names) -> str:
     )  # fmt: skip
 
 
-def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage) -> str:
+def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage) -> Question:
     """A question about what is not stated of the subject asked for.
 
     Mostly the subject occurs and lacks the attribute; else the attribute occurs, stated of somebody
@@ -201,7 +221,8 @@ def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passag
         known = rng.choice(passage.statements)
         roll = rng.random()
         if roll < 0.12 and known.attribute.silent_questions:
-            return rng.choice(known.attribute.silent_questions).replace("{s}", known.subject)
+            silent = known.attribute.silent_questions
+            return _question(rng, silent, known.attribute, known.subject)
         attribute, subject = known.attribute, known.subject
         if roll < 0.35:
             others = [one for one in passage.kinds if one != known.subject]
@@ -214,4 +235,4 @@ def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passag
             questions = attribute.questions
             if not passage.states(attribute):
                 questions = questions + attribute.subject_questions
-            return rng.choice(questions).replace("{s}", subject)
+            return _question(rng, questions, attribute, subject)
