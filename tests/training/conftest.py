@@ -70,7 +70,7 @@ def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TrainReci
         data=(data_file,),
         tokenizer=tokenizer_folder,
         model=ModelShape(64, 128, 2, 2, 1, 32, 256),
-        optimizer=OptimizerSettings(learning_rate=3e-3, warmup_updates=2),
+        optimizer=OptimizerSettings(learning_rate=3e-3, matrices="muon", warmup_updates=2),
         tokens_per_update=200,
         tokens_per_pack=1000,
         epochs=2,

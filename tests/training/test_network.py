@@ -21,7 +21,7 @@ from fourbee.model.weights import tensor_shapes
 from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fourbee.training.export import export_checkpoint, initial_weights
 from fourbee.training.network import TrainableQwen3
-from fourbee.training.optimizers import OptimizerSettings, build_adamw
+from fourbee.training.optimizers import OptimizerSettings, build_optimizers
 
 from .test_losses import CONFIG
 
@@ -100,49 +100,55 @@ def test_the_tokenizer_goes_with_an_export(model, tokenizer_folder, tmp_path):
 # ---- checkpoints
 
 
-def stepped(model: TrainableQwen3, seed: int) -> torch.optim.AdamW:
-    """An optimizer that has done one update."""
-    optimizer = build_adamw(model.named_tensors(), OptimizerSettings())
+def stepped(model: TrainableQwen3, seed: int) -> list[torch.optim.Optimizer]:
+    """Optimizers (Muon and AdamW) that have done one update."""
+    optimizers = build_optimizers(model.named_tensors(), OptimizerSettings(matrices="muon"))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-    optimizer.step()
-    return optimizer
+    for optimizer in optimizers:
+        optimizer.step()
+    return optimizers
 
 
-def moments(optimizer: torch.optim.AdamW) -> dict[tuple[int, str], torch.Tensor]:
-    states = optimizer.state_dict()["state"].items()
-    return {(index, name): one for index, state in states for name, one in state.items()}
+def moments(optimizers: list[torch.optim.Optimizer]) -> dict[tuple[int, int, str], torch.Tensor]:
+    return {
+        (number, index, name): one
+        for number, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, one in state.items()
+    }
 
 
 def test_a_checkpoint_brings_back_weights_optimizer_and_progress(model, tmp_path):
-    optimizer = stepped(model, seed=0)
+    optimizers = stepped(model, seed=0)
     progress = Progress(update=7, tokens=1234, seconds=5.5)
-    save_checkpoint(tmp_path, model, optimizer, progress, keep=2)
+    save_checkpoint(tmp_path, model, optimizers, progress, keep=2)
     other = TrainableQwen3(CONFIG, seed=5)
     restored = stepped(other, seed=1)
     assert load_checkpoint(tmp_path, other, restored) == progress
     assert equal(model, other)
-    saved, found = moments(optimizer), moments(restored)
+    saved, found = moments(optimizers), moments(restored)
+    assert {number for number, _, _ in saved} == {0, 1}
     assert saved.keys() == found.keys()
     assert all(torch.equal(saved[key], found[key]) for key in saved)
 
 
 def test_the_newest_checkpoints_are_kept(model, tmp_path):
-    optimizer = stepped(model, seed=0)
+    optimizers = stepped(model, seed=0)
     for update in (5, 10, 100):
-        save_checkpoint(tmp_path, model, optimizer, Progress(update), keep=2)
+        save_checkpoint(tmp_path, model, optimizers, Progress(update), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["update-0000010", "update-0000100"]
-    found = load_checkpoint(tmp_path, model, optimizer)
+    found = load_checkpoint(tmp_path, model, optimizers)
     assert found is not None
     assert found.update == 100
 
 
 def test_saving_the_same_update_again_replaces_it(model, tmp_path):
-    optimizer = stepped(model, seed=0)
+    optimizers = stepped(model, seed=0)
     for tokens in (1, 2):
-        save_checkpoint(tmp_path, model, optimizer, Progress(3, tokens), keep=1)
-    assert load_checkpoint(tmp_path, model, optimizer) == Progress(3, 2)
+        save_checkpoint(tmp_path, model, optimizers, Progress(3, tokens), keep=1)
+    assert load_checkpoint(tmp_path, model, optimizers) == Progress(3, 2)
 
 
 def test_no_checkpoint_is_a_new_run(model, tmp_path):

@@ -25,7 +25,7 @@ from fourbee.training.generators.conversation import (
 )
 from fourbee.training.generators.copying import copy_sample, repeat_sample
 from fourbee.training.generators.lexicon import Language, Lexicon
-from fourbee.training.generators.mentions import mention_sample
+from fourbee.training.generators.mentions import mark_sample, mention_sample
 from fourbee.training.generators.passages import passage_sample, passage_talk
 from fourbee.training.generators.sample import Sample
 from fourbee.training.generators.tool_use import calculator_tool, other_tools, tool_sample
@@ -47,6 +47,7 @@ SKILLS: Mapping[str, Maker] = {
     "passage_absent": lambda rng, lex, lang, unseen: passage_sample(rng, lex, lang, False, unseen),
     "passage_talk": passage_talk,
     "mention": mention_sample,
+    "mark": mark_sample,
     "tools": lambda rng, lex, lang, _: tool_sample(rng, lex, lang),
     "arithmetic": lambda rng, lex, lang, _: arithmetic_sample(rng, lex, lang),
     "sums": lambda rng, lex, lang, _: sums_sample(rng, lex, lang),

@@ -29,11 +29,27 @@ _BOTH = {
 }  # fmt: skip
 
 
+def mark_sample(
+    rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
+) -> Sample:
+    """A mention whose words are marked with a star wherever they are read.
+
+    Each word is a decision of its own, one step of attention away: with this drill comparing is
+    learned in hundreds of updates, from the verdicts alone hardly in thousands (docs/log.md).
+    """
+    return _drill(rng, lexicon, Names(rng, language, unseen), marked=True)
+
+
 def mention_sample(
     rng: random.Random, lexicon: Lexicon, language: Language, unseen: bool = False
 ) -> Sample:
+    """A mention as it is read by `passages.py`: a verdict after each row."""
+    return _drill(rng, lexicon, Names(rng, language, unseen), marked=False)
+
+
+def _drill(rng: random.Random, lexicon: Lexicon, names: Names, marked: bool) -> Sample:
     """Three to ten rows of words; one word (or a pair) that one of them alone holds, or none."""
-    names = Names(rng, language, unseen)
+    language = names.language
     words = _words(rng, lexicon, names, 30)
     both = rng.random() < 0.5
     # Rows of a word or two give the most verdicts a token: where comparing is learned first.
@@ -61,7 +77,14 @@ def mention_sample(
     found = None if target is None else sentences[target]
     answer = scanned(question, sentences, found, language)
     expect = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
-    return Sample("mention", language, (user(message), assistant(answer)), expect=expect)
+    if marked:
+        asked = {x, y} if both else {x}
+        starred = [joiner.join(w + "*" if w in asked else w for w in row) + mark for row in rows]
+        first, *lines, last = answer.splitlines()
+        read = zip(lines, sentences, starred, strict=False)
+        answer = "\n".join([first, *(line.replace(a, b) for line, a, b in read), last])
+    skill = "mark" if marked else "mention"
+    return Sample(skill, language, (user(message), assistant(answer)), expect=expect)
 
 
 def _words(rng: random.Random, lexicon: Lexicon, names: Names, count: int) -> list[str]:

@@ -16,6 +16,7 @@ from fourbee.training.generators.sample import Sample
 
 from .conftest import last_answer
 
+SENTENCE_END = r"(?<=\.)(?<!Dr\.)(?<!Mr\.)(?<!Mrs\.)\s+"
 ROW = re.compile(r"- [\"“](.*)[\"”](?: (yes|no)|(是|否))")
 
 
@@ -64,7 +65,7 @@ def test_the_found_row_alone_holds_what_is_asked(drawn):
             continue
         x, y = match.groups()
         text, question = sample.messages[0]["content"], match[0]
-        rows = [one for one in re.split(r"(?<=\.)\s+", text.replace(question, "")) if one.strip()]
+        rows = [one for one in re.split(SENTENCE_END, text.replace(question, "")) if one.strip()]
         both = [row for row in rows if x in row and y in row]
         verdict = read(sample)[2][-1]
         assert len(both) == (verdict == "yes"), (rows, x, y)
