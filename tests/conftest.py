@@ -26,6 +26,6 @@ def embedded_model() -> Path:
 def test_data() -> Path:
     """The folder of real data; tests that need it are skipped where it is not named."""
     folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
+    if not folder or not Path(folder).is_dir():
         pytest.skip("set FOURBEE_TEST_DATA")
     return Path(folder)

@@ -28,12 +28,15 @@ STAGES = (
     (("data", "generate", f"{RECIPES}/data.toml"), RUN / "data" / "unseen.jsonl"),
     (("train", "tokenizer", f"{RECIPES}/tokenizer.toml"), RUN / "tokenizer" / "tokenizer.json"),
     (("train", "pretrain", f"{RECIPES}/pretrain.toml"), RUN / "pretrain/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/compare.toml"), RUN / "compare/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/sft.toml"), RUN / "sft/model/tokenizer.json"),
-    (("train", "sft", f"{RECIPES}/polish.toml"), RUN / "polish/model/tokenizer.json"),
-    (("train", "sft", f"{RECIPES}/reading.toml"), RUN / "reading/model/tokenizer.json"),
     (
         ("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")),
         RUN / "data/blind.jsonl",
+    ),
+    (
+        ("data", "blind", "tests/mini/blind_2", str(RUN / "data/blind_2.jsonl")),
+        RUN / "data/blind_2.jsonl",
     ),
 )
 
@@ -46,8 +49,10 @@ def main() -> int:
         say(f"fourbee {' '.join(words)}")
         if code := run(list(words)):
             return code
-    quantize_checkpoint(RUN / "reading" / "model", PACKED)
-    files = [str(RUN / "data" / f"{name}.jsonl") for name in ("held_out", "unseen", "blind")]
+    quantize_checkpoint(RUN / "sft" / "model", PACKED)
+    files = [
+        str(RUN / "data" / f"{name}.jsonl") for name in ("held_out", "unseen", "blind", "blind_2")
+    ]
     if code := run(["eval", *files, "--model", str(PACKED)]):
         return code
     if "--to-package" in sys.argv[1:]:

@@ -70,7 +70,7 @@ def read_recipe(
     settings = build(kind, table)
     if not explained:
         return settings
-    for line in explain(settings, table):
+    for line in explain(settings, table, assignments or []):
         typer.echo(line)
     return None
 

@@ -16,7 +16,7 @@ from fourbee.foundation.errors import UsageError
 
 # Prompts answered together.
 _BATCH = 16
-_MAX_TOKENS = 300
+_MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)

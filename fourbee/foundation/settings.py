@@ -78,17 +78,23 @@ def build(settings_class: type[SettingsT], table: Mapping[str, Any], where: str 
     return settings_class(**values)
 
 
-def explain(settings: Any, given: Mapping[str, Any], where: str = "") -> list[str]:
-    """One line a setting: `key = value  (recipe|default)`, where `given` holds what was given."""
+def explain(
+    settings: Any, given: Mapping[str, Any], assignments: Iterable[str] = (), where: str = ""
+) -> list[str]:
+    """One line a setting: `key = value  (recipe|--set|default)`.
+
+    `given` holds what recipe and `assignments` (of `--set`) gave together.
+    """
+    assigned = {assignment.partition("=")[0].strip() for assignment in assignments}
     lines: list[str] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         path = f"{where}.{field.name}" if where else field.name
         if dataclasses.is_dataclass(value):
-            inner = given.get(field.name, {})
-            lines += explain(value, inner, path)
+            lines += explain(value, given.get(field.name, {}), assigned, path)
         else:
             source = "recipe" if field.name in given else "default"
+            source = "--set" if path in assigned else source
             lines.append(f"{path} = {_shown(value)}  ({source})")
     return lines
 

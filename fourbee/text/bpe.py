@@ -1,8 +1,9 @@
 """Train a byte-level BPE tokenizer for a small model, and save it as a checkpoint's tokenizer.
 
 Every space, punctuation mark, digit and Han character is a piece of its own and only runs of
-letters merge (an ending such as -ed apart), so a word has the same tokens after a space, after a quote and at the start of a
-line. The text is not normalised: decoding gives back the very characters that were encoded.
+letters merge (an ending such as -ed apart), so a word has the same tokens after a space, after a
+quote and at the start of a line. The text is not normalised: decoding gives back the very
+characters that were encoded.
 
 It is not the tokenizer that runs a model: that is `tokenizer.py`, which loads what this saves.
 """
@@ -17,8 +18,8 @@ from tokenizers.trainers import BpeTrainer
 
 from fourbee.foundation.errors import UsageError
 
-# Letters (Han apart) with the marks on them stay together, but for an English ending, so that a stem
-# has the same tokens in "teach" and "teaches"; all else is cut into single characters.
+# Letters (Han apart) with the marks on them stay together, but for an English ending, so that a
+# stem has the same tokens in "teach" and "teaches"; all else is cut into single characters.
 _LETTER = r"(?!\p{Han})[\p{L}\p{M}]"
 _ENDING = rf"(?:ed|ing|(?<=ch|sh|ss|x)es|(?<!s)s)(?!{_LETTER})"
 PIECE_PATTERN = (

@@ -31,7 +31,11 @@ class Progress:
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Progress, keep: int
+    run: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: Progress,
+    keep: int,
 ) -> Path:
     """Writes `run`/update-N and removes all but the `keep` newest."""
     final = run / f"update-{progress.update:07d}"

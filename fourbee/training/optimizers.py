@@ -1,4 +1,4 @@
-"""The optimizers of a run (AdamW alone, or Muon for the layers' matrices) and the rate's schedule."""
+"""AdamW, alone or beside Muon for the layers' matrices, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024), and the learning-rate schedule."""
+    """AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024), and the schedule."""
 
     learning_rate: float = 1e-3
     matrices: Literal["adamw", "muon"] = "adamw"  # what moves the matrices of the layers

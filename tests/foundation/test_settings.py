@@ -83,6 +83,10 @@ def test_explain_names_the_source_of_each_value():
     assert "name = 'a'  (recipe)" in lines
     assert "inner.rate = 0.5  (recipe)" in lines
     assert "inner.steps = 3  (default)" in lines
+    table = with_overrides(table, ["inner.rate=0.25"])
+    lines = explain(build(Outer, table), table, ["inner.rate=0.25"])
+    assert "name = 'a'  (recipe)" in lines
+    assert "inner.rate = 0.25  (--set)" in lines
 
 
 def test_a_missing_or_broken_recipe_is_one_line(tmp_path):

@@ -95,4 +95,4 @@ def test_a_step_of_muon_has_orthogonal_rows_of_the_size_of_adamw_s():
     rows = weight.detach() / 0.01
     # Singular values of the step lie around 0.2 sqrt(64): its root mean square is AdamW's 0.2.
     values = torch.linalg.svdvals(rows)
-    assert 0.6 < (values / (0.2 * 64**0.5)).min() and (values / (0.2 * 64**0.5)).max() < 1.3
+    assert (values / (0.2 * 64**0.5)).min() > 0.6 and (values / (0.2 * 64**0.5)).max() < 1.3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ TEXTS = [
     "<|im_start|>user\nhi<|im_end|>\n<tool_call>{}</tool_call><think>",
     "",
 ]
-
-
-@pytest.fixture(scope="module")
-def test_data() -> Path:
-    folder = os.environ.get("FOURBEE_TEST_DATA")
-    if folder is None or not Path(folder).is_dir():
-        pytest.skip("set FOURBEE_TEST_DATA")
-    return Path(folder)
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,7 @@ def draw_attribute(rng: random.Random, lexicon: Lexicon, kind: str, names: Names
 
 
 def _generic(rng: random.Random, lexicon: Lexicon, language: Language, names: Names) -> Attribute:
-    noun = rng.choice(
-        (*lexicon.attributes[language], *lexicon.grammar[language]["properties"])
-    )
+    noun = rng.choice((*lexicon.attributes[language], *lexicon.grammar[language]["properties"]))
     if rng.random() < 0.15:
         noun = names.noun()
     statements = [s.replace("{n}", noun) for s in lexicon.attributes[f"statements_{language}"]]

@@ -8,6 +8,7 @@ sentence's, whatever they are. Meaning is not sought: only that a question has o
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +31,8 @@ class Clause:
     silent_questions: list[str] = field(default_factory=list)
 
 
-class EnglishGrammar:
-    """Draws clauses about one kind of subject."""
+class Grammar(ABC):
+    """Draws clauses about one kind of subject; a language says how they are worded."""
 
     def __init__(
         self, rng: random.Random, words: Mapping[str, list[Any]], names: Names, kind: str
@@ -45,6 +46,34 @@ class EnglishGrammar:
             self._role, self._quality, self._routine,
         )  # fmt: skip
         return self.rng.choice(forms)()
+
+    @abstractmethod
+    def _action(self) -> Clause:
+        """The subject does something to an object, somewhere, some time."""
+
+    @abstractmethod
+    def _done_to(self) -> Clause:
+        """Something of the subject's is acted upon, by somebody or some time."""
+
+    @abstractmethod
+    def _owned(self) -> Clause:
+        """The subject has so many of something."""
+
+    @abstractmethod
+    def _role(self) -> Clause:
+        """Somebody has a post at the subject."""
+
+    @abstractmethod
+    def _quality(self) -> Clause:
+        """Something of the subject's is of some kind."""
+
+    @abstractmethod
+    def _routine(self) -> Clause:
+        """Something is done there regularly."""
+
+
+class EnglishGrammar(Grammar):
+    """Clauses in English."""
 
     def _verb(self) -> tuple[str, str, str, str]:
         if self.rng.random() < _MADE_UP:
@@ -64,7 +93,6 @@ class EnglishGrammar:
         return self.rng.choice(self.words["adjectives"]) + " " if self.rng.random() < share else ""
 
     def _action(self) -> Clause:
-        """The subject does something to an object, somewhere, some time."""
         rng, person = self.rng, self.kind == "person"
         base, third, past, _ = self._verb()
         noun, nouns = self._noun()
@@ -100,7 +128,6 @@ class EnglishGrammar:
         )  # fmt: skip
 
     def _done_to(self) -> Clause:
-        """Something of the subject's is acted upon, by somebody or some time."""
         rng = self.rng
         base, _, past, participle = self._verb()
         noun, _ = self._noun()
@@ -166,7 +193,8 @@ class EnglishGrammar:
         _, nouns = self._noun()
         time = self.rng.choice(self.words["time"])
         statements = [
-            f"{nouns} are {participle} at {{s}} {time}.", f"At {{s}}, {nouns} are {participle} {time}."
+            f"{nouns} are {participle} at {{s}} {time}.",
+            f"At {{s}}, {nouns} are {participle} {time}.",
         ]
         questions = [
             f"When are {nouns} {participle} at {{s}}?", f"What is {participle} at {{s}}?",
@@ -175,21 +203,8 @@ class EnglishGrammar:
         return Clause(f"t:{base}", "number", statements, questions)
 
 
-class ChineseGrammar:
-    """Draws clauses about one kind of subject."""
-
-    def __init__(
-        self, rng: random.Random, words: Mapping[str, list[Any]], names: Names, kind: str
-    ) -> None:
-        self.rng, self.words, self.names, self.kind = rng, words, names, kind
-
-    def clause(self) -> Clause:
-        """One clause of a random form."""
-        forms: tuple[Callable[[], Clause], ...] = (
-            self._action, self._action, self._action, self._done_to, self._done_to, self._owned,
-            self._role, self._quality, self._routine,
-        )  # fmt: skip
-        return self.rng.choice(forms)()
+class ChineseGrammar(Grammar):
+    """Clauses in Chinese."""
 
     def _verb(self) -> str:
         if self.rng.random() < _MADE_UP / 2:
@@ -208,7 +223,6 @@ class ChineseGrammar:
         return adjective if self.rng.random() < share else ""
 
     def _action(self) -> Clause:
-        """The subject does something to an object, somewhere, some time."""
         rng = self.rng
         verb = self._verb()
         noun, measure = self._noun()
@@ -242,11 +256,14 @@ class ChineseGrammar:
         )  # fmt: skip
 
     def _done_to(self) -> Clause:
-        """Something of the subject's is acted upon, by somebody or some time."""
         verb, (noun, _) = self._verb(), self._noun()
         owned = f"{{s}}的{noun}"
         by_whom = [f"谁{verb}了{owned}？", f"{owned}是谁{verb}的？", f"告诉我谁{verb}了{owned}。"]
-        when = [f"{owned}是哪一年{verb}的？", f"{owned}什么时候{verb}的？", f"{owned}何时被{verb}？"]
+        when = [
+            f"{owned}是哪一年{verb}的？",
+            f"{owned}什么时候{verb}的？",
+            f"{owned}何时被{verb}？",
+        ]
         if self.rng.random() < 0.5:
             statements = [f"{owned}是{{v}}{verb}的。", f"{{v}}{verb}了{owned}。"]
             return Clause(f"d:{verb}:{noun}", "person", statements, by_whom, [], when[:1])
@@ -280,7 +297,10 @@ class ChineseGrammar:
     def _quality(self) -> Clause:
         noun, measure = self._noun()
         adjective = self._adjective(1.0)
-        statements = [f"{{s}}有一{measure}{adjective}{noun}。", f"{{s}}的{noun}是{adjective.rstrip('的')}的。"]
+        statements = [
+            f"{{s}}有一{measure}{adjective}{noun}。",
+            f"{{s}}的{noun}是{adjective.rstrip('的')}的。",
+        ]
         questions = [
             f"{{s}}有什么样的{noun}？", f"{{s}}的{noun}是什么样的？", f"{{s}}的{noun}怎么样？",
         ]  # fmt: skip
@@ -297,7 +317,7 @@ class ChineseGrammar:
         return Clause(f"t:{verb}", "number", statements, questions)
 
 
-GRAMMARS: Mapping[str, type[EnglishGrammar] | type[ChineseGrammar]] = {
+GRAMMARS: Mapping[str, type[Grammar]] = {
     "en": EnglishGrammar,
     "zh": ChineseGrammar,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fourbee.training.generators.attributes import Attribute, draw_attribute
 from fourbee.training.generators.lexicon import Language, Lexicon
@@ -32,9 +33,7 @@ _SUBJECTS = ("person", "organisation", "place", "thing", "event", "document", "a
 _COMPOSED = "composed"  # a subject of several words: "the museum of Lorin"
 
 
-def scanned(
-    question: str, sentences: Sequence[str], found: str | None, language: Language
-) -> str:
+def scanned(question: str, sentences: Sequence[str], found: str | None, language: Language) -> str:
     """The answer: the question, then each sentence with a verdict, up to the one asked for.
 
     Copying is easy for a model of this size, and so is judging the sentence just copied by the
@@ -122,7 +121,7 @@ def _asked(
     passage: Passage,
     present: bool,
     text: str | None,
-) -> tuple[tuple[Message, ...], dict[str, object]]:
+) -> tuple[tuple[Message, ...], dict[str, Any]]:
     """One question and its answer as two turns, and what is expected; with the passage's text."""
     language = names.language
     question = draw_question(rng, lexicon, names, passage, present)
@@ -131,7 +130,7 @@ def _asked(
     if text is not None:
         message = with_passage(rng, lexicon, text, message, language)
     answer = scanned(asked, passage.sentences, question.answer, language)
-    expect = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
+    expect: dict[str, Any] = {"kind": "last_line", "value": [answer.splitlines()[-1]]}
     return (user(message), assistant(answer)), expect
 
 

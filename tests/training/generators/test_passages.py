@@ -107,7 +107,7 @@ def test_exactly_one_sentence_states_what_is_asked_and_the_answer_quotes_it(answ
         [sentence] = one.sentences_that_answer
         assert sentence == one.question.answer
         assert one.passage.text.count(sentence) == 1
-        asked, *read, last = last_answer(one.sample).splitlines()
+        _asked, *read, last = last_answer(one.sample).splitlines()
         assert last == QUOTE[one.language].replace("{sentence}", sentence)
         assert one.sample.expect == {"kind": "last_line", "value": [last]}
         # Sentences in the passage's order, each with its verdict, up to the one that is quoted.
@@ -130,8 +130,10 @@ def test_no_sentence_states_what_an_absent_sample_asks(silent):
 
 def test_the_answer_first_repeats_the_question_as_it_was_typed(answered, silent):
     for one in answered + silent:
-        head, _, asked = last_answer(one.sample).splitlines()[0].partition(
-            ASKED[one.language].partition("{question}")[0]
+        head, _, asked = (
+            last_answer(one.sample)
+            .splitlines()[0]
+            .partition(ASKED[one.language].partition("{question}")[0])
         )
         assert head == ""
         assert asked in one.sample.messages[0]["content"]
