@@ -2,8 +2,7 @@
 
 The store is `$FOURBEE_HOME/models/OWNER/NAME`, in `~/.cache/fourbee` without that variable. A model
 appears there only when it is whole; until then its files wait under `models/.partial`, where an
-interrupted pull goes on the next time. Two pulls of one model at once are not kept apart: what they
-spoil fails its checksum.
+interrupted pull goes on the next time. One pull of a model runs at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def pull(model_id: str, revision: str = "main", progress: Progress | None = None
     Only safetensors, JSON, chat template and tokenizer files: nothing that could run. Goes on where
     an interrupted pull ended, does nothing when the store has this commit, and fetches what changed
     when it has another. `progress` is told a file, and bytes done and in all of the whole pull.
-    Raises UsageError, ModelFileError (no connection, damage), CapacityError (no room on the disk).
+    Raises UsageError (also while another process pulls this model), ModelFileError (no connection,
+    damage), CapacityError (no room on the disk).
     """
     # Imports that take a second and that only a pull needs.
     from fourbee.model import download
@@ -79,7 +80,7 @@ def pull(model_id: str, revision: str = "main", progress: Progress | None = None
         raise UsageError(f"model {model_id!r}: HF_HUB_OFFLINE is set; unset it to download")
     final = store() / model_id
     try:
-        with download.open_client() as client:
+        with _alone(model_id), download.open_client() as client:
             repository = download.find_repository(client, model_id, revision)
             if _recorded(final).get("commit") == repository.commit:
                 return final
@@ -87,7 +88,7 @@ def pull(model_id: str, revision: str = "main", progress: Progress | None = None
             _link_unchanged(repository, final, partial)
             _check_room(repository, partial)
             download.fetch_files(client, repository, partial, progress)
-        _publish(repository, partial, final)
+            _publish(repository, partial, final)
     except OSError as error:
         raise ModelFileError(f"{store()}: cannot be written: {error.strerror}") from error
     return final
@@ -100,6 +101,22 @@ def _embedded() -> Path:
             f"model {EMBEDDED!r}: not in this installation (no {folder}); name another model"
         )
     return folder
+
+
+@contextlib.contextmanager
+def _alone(model_id: str) -> Iterator[None]:
+    """Keeps other processes from pulling the same model; ends with this process at the latest."""
+    from filelock import FileLock, Timeout
+
+    lock = store() / ".partial" / f"{model_id}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(
+            f"model {model_id!r}: another `fourbee pull` of it is running; wait for its end", "model"
+        ) from None
 
 
 def _partial_folder(repository: Repository) -> Path:

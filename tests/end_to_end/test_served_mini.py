@@ -96,22 +96,17 @@ def test_it_adds_subtracts_and_multiplies_step_by_step(client, question, result)
     assert is_right(answer, {"kind": "number", "value": result})
 
 
-# v0 reads passages at 26% (docs/mini.md): these two say when that changes.
-UNRELIABLE = pytest.mark.xfail(reason="v0 does not choose sentences reliably", strict=True)
-
 PASSAGE = (
     "The museum opens at nine in the morning. A ticket costs 12 euros. "
     "The director of the museum is Hanna Lindqvist."
 )
 
 
-@UNRELIABLE
 def test_it_answers_from_a_passage_by_quoting_it(client):
     answer = asked(client, f"{PASSAGE}\n\nWho is the director of the museum?")
     assert "The director of the museum is Hanna Lindqvist." in answer
 
 
-@UNRELIABLE
 def test_it_says_when_a_passage_has_no_answer(client):
     answer = asked(client, f"{PASSAGE}\n\nWho is the publisher of the museum?")
     assert answer.splitlines()[-1] == "The text does not say."

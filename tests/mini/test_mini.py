@@ -22,19 +22,22 @@ from fourbee.training.generators.generate import DataRecipe, samples
 from fourbee.training.generators.lexicon import load_lexicon
 
 ROOT = Path(__file__).resolve().parents[2]
-BLIND = ROOT / "tests/mini/blind"
+BLIND, BLIND_2 = ROOT / "tests/mini/blind", ROOT / "tests/mini/blind_2"
 
-# Measured for the shipped v0 (docs/mini.md): greedy, 200 held-out samples a skill, all blind fills.
+# Measured for the shipped v0 (docs/mini.md): greedy, 200 held-out samples a skill, 150 of each kind
+# with unseen names, all blind fills.
 HELD_OUT = {
-    "about": 0.855, "arithmetic": 0.865, "completion": 0.915, "greeting": 0.795, "passage": 0.26,
-    "passage_absent": 0.585, "refusal": 0.965, "tool_call": 0.90, "tool_result": 1.0,
+    "about": 0.0, "arithmetic": 0.0, "completion": 0.0, "greeting": 0.0, "passage": 0.0,
+    "passage_absent": 0.0, "refusal": 0.0, "tool_call": 0.0, "tool_result": 0.0,
 }  # fmt: skip
+UNSEEN = {"passage": 0.0, "passage_absent": 0.0}
 BLIND_SHARES = {
-    "about": 0.917, "arithmetic": 0.885, "completion": 1.0, "greeting": 0.957, "passage": 0.081,
-    "passage_absent": 0.389, "refusal": 1.0, "tool_call": 0.773,
+    "about": 0.0, "arithmetic": 0.0, "completion": 0.0, "greeting": 0.0, "passage": 0.0,
+    "passage_absent": 0.0, "refusal": 0.0, "tool_call": 0.0,
 }  # fmt: skip
-# Asked for. Passages miss it by far, three more skills by a little.
-HELD_OUT_FLOOR = 0.90
+BLIND_2_SHARES = {"passage": 0.0, "passage_absent": 0.0}
+# Asked for.
+HELD_OUT_FLOOR, UNSEEN_FLOOR = 0.90, 0.85
 BLIND_FLOOR, BLIND_PASSAGE_FLOOR = 0.70, 0.55
 SKILLS = tuple(HELD_OUT)
 
@@ -79,14 +82,14 @@ def test_the_embedded_model_is_small_and_of_one_geometry(embedded_model: Path):
     assert (
         config.hidden_size % 128 == config.intermediate_size % 128 == config.vocab_size % 128 == 0
     )
-    assert config.num_parameters < 6_000_000
+    assert config.num_parameters < 7_500_000
     assert Tokenizer.load(embedded_model).vocab_size <= 4096
 
 
 def test_the_blind_templates_are_those_that_were_fixed_before_training():
     log = (ROOT / "docs/log.md").read_text(encoding="utf-8")
     recorded = dict(re.findall(r"^    ([0-9a-f]{64})  (\w+\.jsonl)$", log, re.MULTILINE))
-    for path in BLIND.glob("*.jsonl"):
+    for path in (*BLIND.glob("*.jsonl"), *BLIND_2.glob("*.jsonl")):
         assert recorded.get(hashlib.sha256(path.read_bytes()).hexdigest()) == path.name
 
 
@@ -96,32 +99,39 @@ def test_part_of_the_held_out_samples_is_answered_as_when_it_was_measured(llm):
     assert {skill for skill in SKILLS if found[skill] < HELD_OUT[skill] - 0.30} == set()
 
 
-def blind_shares(llm: LLM) -> dict[str, float]:
+def blind_shares(llm: LLM, folder: Path) -> dict[str, float]:
     chosen = [
         {key: value for key, value in vars(sample).items() if value}
-        for sample in fill_templates(BLIND, load_lexicon(), fills=5, seed=0)
+        for sample in fill_templates(folder, load_lexicon(), fills=5, seed=0)
     ]
     return measured(llm, chosen)
 
 
+def far_apart(found: dict[str, float], documented: dict[str, float]) -> set[str]:
+    """Skills whose share is not the one of the docs (machines round differently)."""
+    return {skill for skill, share in documented.items() if abs(found[skill] - share) > 0.03}
+
+
 @pytest.mark.slow
 def test_held_out_shares_are_those_of_the_docs(llm):
-    found = measured(llm, generated("held_out", limit=200))
-    assert {skill for skill in SKILLS if abs(found[skill] - HELD_OUT[skill]) > 0.03} == set()
+    assert far_apart(measured(llm, generated("held_out", limit=200)), HELD_OUT) == set()
+
+
+@pytest.mark.slow
+def test_shares_with_unseen_names_are_those_of_the_docs(llm):
+    assert far_apart(measured(llm, generated("unseen", limit=150)), UNSEEN) == set()
 
 
 @pytest.mark.slow
 def test_blind_shares_are_those_of_the_docs(llm):
-    found = blind_shares(llm)
-    assert {s for s, share in BLIND_SHARES.items() if abs(found[s] - share) > 0.03} == set()
+    assert far_apart(blind_shares(llm, BLIND), BLIND_SHARES) == set()
+    assert far_apart(blind_shares(llm, BLIND_2), BLIND_2_SHARES) == set()
 
 
-def test_blind_templates_other_than_passages_reach_what_was_asked():
-    reached = {skill for skill, share in BLIND_SHARES.items() if share >= BLIND_FLOOR}
-    assert reached == BLIND_SHARES.keys() - {"passage", "passage_absent"}
-
-
-@pytest.mark.xfail(strict=True, reason="v0 reads passages at 26%, four skills are below 90%")
 def test_every_skill_reaches_what_was_asked():
     assert min(HELD_OUT.values()) >= HELD_OUT_FLOOR
-    assert BLIND_SHARES["passage"] >= BLIND_PASSAGE_FLOOR
+    assert min(UNSEEN.values()) >= UNSEEN_FLOOR
+    for shares_found in (BLIND_SHARES, BLIND_2_SHARES):
+        for skill, share in shares_found.items():
+            passage = skill.startswith("passage")
+            assert share >= (BLIND_PASSAGE_FLOOR if passage else BLIND_FLOOR)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from safetensors.numpy import save
 
 from fourbee.model import download
@@ -304,3 +305,13 @@ def test_a_pulled_model_is_the_model(hub) -> None:
     weights = load_weights(pull("owner/name"), ArrayOperations())
     expected = random_tensors(CONFIG)["model.embed_tokens.weight"]
     assert np.array_equal(weights.embedding, expected)
+
+
+def test_a_model_that_is_being_pulled_is_not_pulled_twice_at_once(hub, home):
+    lock = home / "models" / ".partial" / "owner" / "name.lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        assert message(lambda: pull("owner/name")) == (
+            "model 'owner/name': another `fourbee pull` of it is running; wait for its end"
+        )
+    assert_pulled(hub, pull("owner/name"))
