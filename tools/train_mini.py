@@ -3,7 +3,8 @@
     make mini                     about an hour and a half on two cores
     make mini ARGS=--to-package   also replaces the model inside the package
 
-Each stage that is done is kept: after an interruption the same command goes on where it stopped.
+Each stage that is done is kept in runs/mini: after an interruption the same command goes on where
+it stopped; after a change of a recipe remove what it made.
 A new run of the same recipes is a new model of the same quality, not the same bytes: sums of
 floating-point numbers depend on the machine and its number of threads.
 """
@@ -30,6 +31,7 @@ STAGES = (
     (("train", "pretrain", f"{RECIPES}/pretrain.toml"), RUN / "pretrain/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/compare.toml"), RUN / "compare/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/sft.toml"), RUN / "sft/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/finish.toml"), RUN / "finish/model/tokenizer.json"),
     (
         ("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")),
         RUN / "data/blind.jsonl",
@@ -49,7 +51,7 @@ def main() -> int:
         say(f"fourbee {' '.join(words)}")
         if code := run(list(words)):
             return code
-    quantize_checkpoint(RUN / "sft" / "model", PACKED)
+    quantize_checkpoint(RUN / "finish" / "model", PACKED)
     files = [
         str(RUN / "data" / f"{name}.jsonl") for name in ("held_out", "unseen", "blind", "blind_2")
     ]

@@ -94,7 +94,9 @@ def explain(
             lines += explain(value, given.get(field.name, {}), assigned, path)
         else:
             source = "recipe" if field.name in given else "default"
-            source = "--set" if path in assigned else source
+            # A whole table may have been assigned at once.
+            if any(path == one or path.startswith(f"{one}.") for one in assigned):
+                source = "--set"
             lines.append(f"{path} = {_shown(value)}  ({source})")
     return lines
 

@@ -80,15 +80,16 @@ def pull(model_id: str, revision: str = "main", progress: Progress | None = None
         raise UsageError(f"model {model_id!r}: HF_HUB_OFFLINE is set; unset it to download")
     final = store() / model_id
     try:
-        with _alone(model_id), download.open_client() as client:
+        with download.open_client() as client:
             repository = download.find_repository(client, model_id, revision)
             if _recorded(final).get("commit") == repository.commit:
                 return final
-            partial = _partial_folder(repository)
-            _link_unchanged(repository, final, partial)
-            _check_room(repository, partial)
-            download.fetch_files(client, repository, partial, progress)
-            _publish(repository, partial, final)
+            with _alone(model_id):
+                partial = _partial_folder(repository)
+                _link_unchanged(repository, final, partial)
+                _check_room(repository, partial)
+                download.fetch_files(client, repository, partial, progress)
+                _publish(repository, partial, final)
     except OSError as error:
         raise ModelFileError(f"{store()}: cannot be written: {error.strerror}") from error
     return final
@@ -115,7 +116,8 @@ def _alone(model_id: str) -> Iterator[None]:
             yield
     except Timeout:
         raise UsageError(
-            f"model {model_id!r}: another `fourbee pull` of it is running; wait for its end", "model"
+            f"model {model_id!r}: another `fourbee pull` of it is running; wait for its end",
+            "model",
         ) from None
 
 

@@ -95,9 +95,14 @@ def _restore_optimizers(
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, tensor in tensors.items():
         number, index, name = key.split(".", 2)
+        if int(number) >= len(states):
+            raise ValueError("saved with other optimizers (optimizer.matrices)")
         states[int(number)].setdefault(int(index), {})[name] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
         groups = optimizer.state_dict()["param_groups"]
+        # Every parameter has a state after one update; other counts are of other optimizers.
+        if state.keys() != {index for group in groups for index in group["params"]}:
+            raise ValueError("saved with other optimizers (optimizer.matrices)")
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

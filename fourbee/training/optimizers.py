@@ -16,7 +16,7 @@ class OptimizerSettings:
 
     learning_rate: float = 1e-3
     matrices: Literal["adamw", "muon"] = "adamw"  # what moves the matrices of the layers
-    matrix_rate: float = 1.0  # Muon's learning rate, as a multiple of learning_rate
+    matrix_rate: float = 1.0  # Muon's learning rate (and so its decay), times learning_rate
     momentum: float = 0.95  # Muon's
     beta1: float = 0.9
     beta2: float = 0.95
@@ -34,7 +34,7 @@ def build_optimizers(
     """AdamW, with decay on tensors of two and more dimensions; Muon before it where it is chosen.
 
     Each group's `rate` is its multiple of the schedule's learning rate. Embedding and head are
-    AdamW's in any case: their rows are looked up, not multiplied through.
+    AdamW's in any case: their rows are tokens, of which an update sees few.
     """
     muon = settings.matrices == "muon"
     layers = [p for name, p in parameters.items() if muon and p.dim() == 2 and ".layers." in name]
@@ -51,8 +51,9 @@ def build_optimizers(
         eps=settings.epsilon,
         fused=True,
     )
-    if not layers:
+    if not muon:
         return [adamw]
+    assert layers, "no matrices of layers among the parameters"
     return [
         torch.optim.Muon(
             [{"params": layers, "rate": settings.matrix_rate}],

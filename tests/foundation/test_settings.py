@@ -87,6 +87,10 @@ def test_explain_names_the_source_of_each_value():
     lines = explain(build(Outer, table), table, ["inner.rate=0.25"])
     assert "name = 'a'  (recipe)" in lines
     assert "inner.rate = 0.25  (--set)" in lines
+    table = with_overrides({"name": "a"}, ["inner={rate = 0.25}"])
+    assert "inner.rate = 0.25  (--set)" in explain(
+        build(Outer, table), table, ["inner={rate = 0.25}"]
+    )
 
 
 def test_a_missing_or_broken_recipe_is_one_line(tmp_path):

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -100,9 +101,11 @@ def test_the_tokenizer_goes_with_an_export(model, tokenizer_folder, tmp_path):
 # ---- checkpoints
 
 
-def stepped(model: TrainableQwen3, seed: int) -> list[torch.optim.Optimizer]:
-    """Optimizers (Muon and AdamW) that have done one update."""
-    optimizers = build_optimizers(model.named_tensors(), OptimizerSettings(matrices="muon"))
+def stepped(
+    model: TrainableQwen3, seed: int, matrices: Literal["adamw", "muon"] = "muon"
+) -> list[torch.optim.Optimizer]:
+    """Optimizers that have done one update."""
+    optimizers = build_optimizers(model.named_tensors(), OptimizerSettings(matrices=matrices))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -163,3 +166,13 @@ def test_a_checkpoint_of_another_network_is_one_line(model, tmp_path):
     text = str(error.value)
     assert text.startswith(f"checkpoint {folder}: cannot be resumed: ")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(("saved", "found"), [("muon", "adamw"), ("adamw", "muon")])
+def test_a_checkpoint_of_other_optimizers_is_one_line(model, tmp_path, saved, found):
+    folder = save_checkpoint(tmp_path, model, stepped(model, 0, saved), Progress(1), keep=1)
+    with pytest.raises(TrainingError) as error:
+        load_checkpoint(tmp_path, model, stepped(model, 0, found))
+    assert str(error.value) == (
+        f"checkpoint {folder}: cannot be resumed: saved with other optimizers (optimizer.matrices)"
+    )

@@ -7,29 +7,12 @@ Three sources: relations of the lexicon (paraphrased both ways), generic attribu
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
-from fourbee.training.generators.grammar import GRAMMARS, Clause
+from fourbee.training.generators.grammar import GRAMMARS, Attribute
 from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.names import Names
 
 _VALUES = ("number", "year", "date", "person", "place", "thing", "word", "color", "number", "money")
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One thing that can be stated of a subject; templates hold `{s}` (subject) and `{v}` (value).
-
-    `questions` name the subject and are answered by any of `statements`; `subject_questions` ask
-    for the subject itself; `silent_questions` ask for what the statements leave out.
-    """
-
-    id: str
-    value: str  # kind of value, see `Names.value`
-    statements: list[str]
-    questions: list[str]
-    subject_questions: list[str] = field(default_factory=list)
-    silent_questions: list[str] = field(default_factory=list)
 
 
 def draw_attribute(rng: random.Random, lexicon: Lexicon, kind: str, names: Names) -> Attribute:
@@ -42,8 +25,7 @@ def draw_attribute(rng: random.Random, lexicon: Lexicon, kind: str, names: Names
         return Attribute(one.id, one.value, one.statements[language], one.questions[language])
     if roll < 0.62:
         return _generic(rng, lexicon, language, names)
-    clause: Clause = GRAMMARS[language](rng, lexicon.grammar[language], names, kind).clause()
-    return Attribute(**vars(clause))
+    return GRAMMARS[language](rng, lexicon.grammar[language], names, kind).clause()
 
 
 def _generic(rng: random.Random, lexicon: Lexicon, language: Language, names: Names) -> Attribute:

@@ -20,11 +20,15 @@ _MADE_UP = 0.12
 
 
 @dataclass(frozen=True)
-class Clause:
-    """Templates of one fact; see `attributes.Attribute`, whose fields these are."""
+class Attribute:
+    """One thing that can be stated of a subject; templates hold `{s}` (subject) and `{v}` (value).
+
+    `questions` name the subject and are answered by any of `statements`; `subject_questions` ask
+    for the subject itself; `silent_questions` ask for what the statements leave out.
+    """
 
     id: str
-    value: str
+    value: str  # kind of value, see `Names.value`
     statements: list[str]
     questions: list[str]
     subject_questions: list[str] = field(default_factory=list)
@@ -39,41 +43,41 @@ class Grammar(ABC):
     ) -> None:
         self.rng, self.words, self.names, self.kind = rng, words, names, kind
 
-    def clause(self) -> Clause:
+    def clause(self) -> Attribute:
         """One clause of a random form."""
-        forms: tuple[Callable[[], Clause], ...] = (
+        forms: tuple[Callable[[], Attribute], ...] = (
             self._action, self._action, self._action, self._done_to, self._done_to, self._owned,
             self._role, self._quality, self._routine,
         )  # fmt: skip
-        return self.rng.choice(forms)()
+        return self.rng.choice(forms[:-1] if self.kind == "person" else forms)()
 
     @abstractmethod
-    def _action(self) -> Clause:
+    def _action(self) -> Attribute:
         """The subject does something to an object, somewhere, some time."""
 
     @abstractmethod
-    def _done_to(self) -> Clause:
+    def _done_to(self) -> Attribute:
         """Something of the subject's is acted upon, by somebody or some time."""
 
     @abstractmethod
-    def _owned(self) -> Clause:
+    def _owned(self) -> Attribute:
         """The subject has so many of something."""
 
     @abstractmethod
-    def _role(self) -> Clause:
+    def _role(self) -> Attribute:
         """Somebody has a post at the subject."""
 
     @abstractmethod
-    def _quality(self) -> Clause:
+    def _quality(self) -> Attribute:
         """Something of the subject's is of some kind."""
 
     @abstractmethod
-    def _routine(self) -> Clause:
+    def _routine(self) -> Attribute:
         """Something is done there regularly."""
 
 
 class EnglishGrammar(Grammar):
-    """Clauses in English."""
+    """Attributes in English."""
 
     def _verb(self) -> tuple[str, str, str, str]:
         if self.rng.random() < _MADE_UP:
@@ -92,7 +96,7 @@ class EnglishGrammar(Grammar):
     def _adjective(self, share: float) -> str:
         return self.rng.choice(self.words["adjectives"]) + " " if self.rng.random() < share else ""
 
-    def _action(self) -> Clause:
+    def _action(self) -> Attribute:
         rng, person = self.rng, self.kind == "person"
         base, third, past, _ = self._verb()
         noun, nouns = self._noun()
@@ -120,14 +124,14 @@ class EnglishGrammar(Grammar):
         where = [f"Where {do} {{s}} {base} {named}?"]
         when = [f"When {do} {{s}} {base} {named}?"]
         when += [f"In which year {do} {{s}} {base} {named}?"] * year
-        return Clause(
-            f"a:{base}", "year" if year else "number", statements,
+        return Attribute(
+            f"a:{base}", "year" if year else "count", statements,
             questions + (2 * where if place else []) + (2 * when if time else []),
             [f"{'Who' if person else 'What'} {verb} {named}?"],
             ([] if place else where) + ([] if time else when[:1]),
         )  # fmt: skip
 
-    def _done_to(self) -> Clause:
+    def _done_to(self) -> Attribute:
         rng = self.rng
         base, _, past, participle = self._verb()
         noun, _ = self._noun()
@@ -145,25 +149,27 @@ class EnglishGrammar(Grammar):
             statements = [
                 f"{owned} was {participle}{place} by {{v}}.", f"{{v}} {past} {owned}{place}.",
             ]  # fmt: skip
-            return Clause(f"d:{base}:{noun}", "person", statements, by_whom, [], when[:1])
+            return Attribute(f"d:{base}:{noun}", "person", statements, by_whom, [], when[:1])
         statements = [
             f"{owned} was {participle}{place} in {{v}}.", f"In {{v}}, {owned} was {participle}.",
         ]  # fmt: skip
-        return Clause(f"d:{base}:{noun}", "year", statements, when, [], by_whom[:1])
+        return Attribute(f"d:{base}:{noun}", "year", statements, when, [], by_whom[:1])
 
-    def _owned(self) -> Clause:
+    def _owned(self) -> Attribute:
         noun, nouns = self._noun()
         statements = [
-            f"{{s}} has {{v}} {self._adjective(0.2)}{nouns}.", f"There are {{v}} {nouns} at {{s}}.",
-            f"{{s}} counts {{v}} {nouns}.",
+            f"{{s}} has {{v}} {self._adjective(0.2)}{nouns}.", f"{{s}} counts {{v}} {nouns}.",
         ]  # fmt: skip
         questions = [
-            f"How many {nouns} does {{s}} have?", f"How many {nouns} are there at {{s}}?",
-            f"What is the number of {nouns} at {{s}}?", f"Tell me how many {nouns} {{s}} has.",
+            f"How many {nouns} does {{s}} have?", f"Tell me how many {nouns} {{s}} has.",
         ]  # fmt: skip
-        return Clause(f"h:{noun}", "number", statements, questions)
+        if self.kind != "person":
+            statements.append(f"There are {{v}} {nouns} at {{s}}.")
+            questions.append(f"How many {nouns} are there at {{s}}?")
+            questions.append(f"What is the number of {nouns} at {{s}}?")
+        return Attribute(f"h:{noun}", "count", statements, questions)
 
-    def _role(self) -> Clause:
+    def _role(self) -> Attribute:
         role = self.rng.choice(self.words["roles"])
         statements = [
             f"{{v}} is the {role} of {{s}}.", f"The {role} of {{s}} is {{v}}.",
@@ -173,9 +179,9 @@ class EnglishGrammar(Grammar):
             f"Who is the {role} of {{s}}?", f"What is the name of the {role} of {{s}}?",
             f"Who is {{s}}'s {role}?", f"Tell me the name of the {role} of {{s}}.",
         ]  # fmt: skip
-        return Clause(f"r:{role}", "person", statements, questions)
+        return Attribute(f"r:{role}", "person", statements, questions)
 
-    def _quality(self) -> Clause:
+    def _quality(self) -> Attribute:
         noun, _ = self._noun()
         adjective = self.rng.choice(self.words["adjectives"])
         article = "an" if adjective[0] in "aeiou" else "a"
@@ -186,9 +192,9 @@ class EnglishGrammar(Grammar):
             f"What is the {noun} of {{s}} like?", f"What kind of {noun} does {{s}} have?",
             f"How does the {noun} of {{s}} look?",
         ]  # fmt: skip
-        return Clause(f"q:{noun}", "number", statements, questions)
+        return Attribute(f"q:{noun}", "count", statements, questions)
 
-    def _routine(self) -> Clause:
+    def _routine(self) -> Attribute:
         base, _, _, participle = self._verb()
         _, nouns = self._noun()
         time = self.rng.choice(self.words["time"])
@@ -200,11 +206,11 @@ class EnglishGrammar(Grammar):
             f"When are {nouns} {participle} at {{s}}?", f"What is {participle} at {{s}}?",
             f"When can one {base} {nouns} at {{s}}?", f"What do people {base} at {{s}}?",
         ]  # fmt: skip
-        return Clause(f"t:{base}", "number", statements, questions)
+        return Attribute(f"t:{base}", "count", statements, questions)
 
 
 class ChineseGrammar(Grammar):
-    """Clauses in Chinese."""
+    """Attributes in Chinese."""
 
     def _verb(self) -> str:
         if self.rng.random() < _MADE_UP / 2:
@@ -222,7 +228,7 @@ class ChineseGrammar(Grammar):
         adjective: str = self.rng.choice(self.words["adjectives"])
         return adjective if self.rng.random() < share else ""
 
-    def _action(self) -> Clause:
+    def _action(self) -> Attribute:
         rng = self.rng
         verb = self._verb()
         noun, measure = self._noun()
@@ -248,14 +254,14 @@ class ChineseGrammar(Grammar):
         when = [f"{{s}}什么时候{verb}了{noun}？", f"{{s}}是何时{verb}{noun}的？"]
         if year:
             when.append(f"{{s}}哪一年{verb}了{noun}？")
-        return Clause(
-            f"a:{verb}", "year" if year else "number", statements,
+        return Attribute(
+            f"a:{verb}", "year" if year else "count", statements,
             questions + (where if place else []) + (when if time else []),
             [f"谁{verb}了{noun}？" if self.kind == "person" else f"是谁{verb}了{noun}？"],
             ([] if place else where[:1]) + ([] if time else when[:1]),
         )  # fmt: skip
 
-    def _done_to(self) -> Clause:
+    def _done_to(self) -> Attribute:
         verb, (noun, _) = self._verb(), self._noun()
         owned = f"{{s}}的{noun}"
         by_whom = [f"谁{verb}了{owned}？", f"{owned}是谁{verb}的？", f"告诉我谁{verb}了{owned}。"]
@@ -266,11 +272,11 @@ class ChineseGrammar(Grammar):
         ]
         if self.rng.random() < 0.5:
             statements = [f"{owned}是{{v}}{verb}的。", f"{{v}}{verb}了{owned}。"]
-            return Clause(f"d:{verb}:{noun}", "person", statements, by_whom, [], when[:1])
+            return Attribute(f"d:{verb}:{noun}", "person", statements, by_whom, [], when[:1])
         statements = [f"{owned}是{{v}}年{verb}的。", f"{{v}}年，{owned}被{verb}了。"]
-        return Clause(f"d:{verb}:{noun}", "year", statements, when, [], by_whom[:1])
+        return Attribute(f"d:{verb}:{noun}", "year", statements, when, [], by_whom[:1])
 
-    def _owned(self) -> Clause:
+    def _owned(self) -> Attribute:
         noun, measure = self._noun()
         statements = [
             f"{{s}}有{{v}}{measure}{self._adjective(0.2)}{noun}。",
@@ -280,9 +286,9 @@ class ChineseGrammar(Grammar):
             f"{{s}}有多少{measure}{noun}？", f"{{s}}有几{measure}{noun}？",
             f"{{s}}一共有多少{noun}？", f"{{s}}的{noun}有多少？",
         ]  # fmt: skip
-        return Clause(f"h:{noun}", "number", statements, questions)
+        return Attribute(f"h:{noun}", "count", statements, questions)
 
-    def _role(self) -> Clause:
+    def _role(self) -> Attribute:
         role = self.rng.choice(self.words["roles"])
         statements = [
             f"{{v}}是{{s}}的{role}。", f"{{s}}的{role}是{{v}}。", f"{{s}}的{role}名叫{{v}}。",
@@ -292,9 +298,9 @@ class ChineseGrammar(Grammar):
             f"谁是{{s}}的{role}？", f"{{s}}的{role}是谁？", f"{{s}}的{role}叫什么名字？",
             f"{{s}}的{role}由谁担任？",
         ]  # fmt: skip
-        return Clause(f"r:{role}", "person", statements, questions)
+        return Attribute(f"r:{role}", "person", statements, questions)
 
-    def _quality(self) -> Clause:
+    def _quality(self) -> Attribute:
         noun, measure = self._noun()
         adjective = self._adjective(1.0)
         statements = [
@@ -304,9 +310,9 @@ class ChineseGrammar(Grammar):
         questions = [
             f"{{s}}有什么样的{noun}？", f"{{s}}的{noun}是什么样的？", f"{{s}}的{noun}怎么样？",
         ]  # fmt: skip
-        return Clause(f"q:{noun}", "number", statements, questions)
+        return Attribute(f"q:{noun}", "count", statements, questions)
 
-    def _routine(self) -> Clause:
+    def _routine(self) -> Attribute:
         verb, (noun, _) = self._verb(), self._noun()
         time = self.rng.choice(self.words["time"])
         statements = [f"{{s}}{time}会{verb}{noun}。", f"{time}，{{s}}会{verb}{noun}。"]
@@ -314,7 +320,7 @@ class ChineseGrammar(Grammar):
             f"{{s}}什么时候会{verb}{noun}？", f"{{s}}会{verb}什么？", f"{{s}}何时{verb}{noun}？",
             f"{{s}}{time}会{verb}什么？",
         ]  # fmt: skip
-        return Clause(f"t:{verb}", "number", statements, questions)
+        return Attribute(f"t:{verb}", "count", statements, questions)
 
 
 GRAMMARS: Mapping[str, type[Grammar]] = {

@@ -27,6 +27,7 @@ _BOTH = {
     ),
     "zh": ("哪一句提到{x}和{y}？", "哪里同时有{x}和{y}？", "{x}{y}？", "{y}的{x}是什么？"),
 }  # fmt: skip
+_CUE = {"en": " (mark the words)", "zh": "（标出）"}
 
 
 def mark_sample(
@@ -34,8 +35,8 @@ def mark_sample(
 ) -> Sample:
     """A mention whose words are marked with a star wherever they are read.
 
-    Each word is a decision of its own, one step of attention away: with this drill comparing is
-    learned in hundreds of updates, from the verdicts alone hardly in thousands (docs/log.md).
+    Each word is a decision of its own, one step of attention away; a verdict is one token in
+    fifteen and asks for two steps (docs/log.md).
     """
     return _drill(rng, lexicon, Names(rng, language, unseen), marked=True)
 
@@ -70,7 +71,7 @@ def _drill(rng: random.Random, lexicon: Lexicon, names: Names, marked: bool) -> 
     mark, joiner = (".", " ") if language == "en" else ("。", "")
     sentences = [joiner.join(row) + mark for row in rows]
     question = rng.choice((_BOTH if both else _ONE)[language])
-    question = question.replace("{x}", x).replace("{y}", y)
+    question = question.replace("{x}", x).replace("{y}", y) + (_CUE[language] if marked else "")
     between = "\n" if rng.random() < 0.2 else joiner
     text = between.join(sentences)
     message = f"{text}\n\n{question}" if rng.random() < 0.75 else f"{question}\n\n{text}"

@@ -72,6 +72,7 @@ class Names:
         """A value of a relation: number, year, date, time, money, person, place, color, ..."""
         makers: dict[str, Callable[[], str]] = {
             "number": self.number,
+            "count": lambda: str(self.rng.randint(2, self.rng.choice((12, 99, 999)))),
             "year": lambda: str(self.rng.randint(1200, 2060)),
             "date": self.date,
             "time": lambda: f"{self.rng.randint(0, 23)}:{self.rng.randint(0, 59):02d}",

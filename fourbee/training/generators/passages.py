@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fourbee.training.generators.attributes import Attribute, draw_attribute
+from fourbee.training.generators.attributes import draw_attribute
+from fourbee.training.generators.grammar import Attribute
 from fourbee.training.generators.lexicon import Language, Lexicon
 from fourbee.training.generators.names import Names
 from fourbee.training.generators.sample import Message, Sample, assistant, user

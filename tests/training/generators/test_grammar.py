@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
-from fourbee.training.generators.attributes import Attribute, draw_attribute
-from fourbee.training.generators.grammar import GRAMMARS, Clause
+from fourbee.training.generators.attributes import draw_attribute
+from fourbee.training.generators.grammar import GRAMMARS, Attribute
 from fourbee.training.generators.lexicon import LANGUAGES
 from fourbee.training.generators.names import Names
 
@@ -17,7 +17,7 @@ KINDS = ("person", "organisation", "thing", "composed")
 
 
 @pytest.fixture(scope="module")
-def clauses(lexicon) -> list[tuple[str, Clause]]:
+def clauses(lexicon) -> list[tuple[str, Attribute]]:
     drawn = []
     for language, index in product(LANGUAGES, range(600)):
         rng = random.Random(index)

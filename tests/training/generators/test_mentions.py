@@ -9,14 +9,14 @@ from itertools import product
 import pytest
 
 from fourbee.evaluation.scoring import is_right
+from fourbee.training.generators import mentions
 from fourbee.training.generators.lexicon import LANGUAGES
-from fourbee.training.generators.mentions import mention_sample
+from fourbee.training.generators.mentions import mark_sample, mention_sample
 from fourbee.training.generators.passages import SILENT
 from fourbee.training.generators.sample import Sample
 
 from .conftest import last_answer
 
-SENTENCE_END = r"(?<=\.)(?<!Dr\.)(?<!Mr\.)(?<!Mrs\.)\s+"
 ROW = re.compile(r"- [\"“](.*)[\"”](?: (yes|no)|(是|否))")
 
 
@@ -57,15 +57,43 @@ def test_only_the_last_verdict_may_be_yes_and_then_it_is_quoted(drawn):
     assert 0.7 < found / len(drawn) < 0.9
 
 
-def test_the_found_row_alone_holds_what_is_asked(drawn):
-    for sample in drawn:
-        match = re.search(r"(?:Which sentence mentions|Where do) (.+?) and (.+?)(?:\?| stand)",
-                          last_answer(sample).splitlines()[0])  # fmt: skip
-        if match is None:
-            continue
-        x, y = match.groups()
-        text, question = sample.messages[0]["content"], match[0]
-        rows = [one for one in re.split(SENTENCE_END, text.replace(question, "")) if one.strip()]
-        both = [row for row in rows if x in row and y in row]
-        verdict = read(sample)[2][-1]
-        assert len(both) == (verdict == "yes"), (rows, x, y)
+def test_the_found_row_alone_holds_what_is_asked(lexicon, monkeypatch):
+    asked: list[str] = []
+    draw_words = mentions._words
+
+    def noting(*arguments) -> list[str]:
+        asked[:] = draw_words(*arguments)
+        return list(asked)
+
+    monkeypatch.setattr(mentions, "_words", noting)
+    for language, index in product(LANGUAGES, range(300)):
+        sample = mention_sample(random.Random(index), lexicon, language)
+        question, rows, verdicts = read(sample)
+        wanted = [word for word in asked[:2] if word in question]
+        assert wanted
+        holding = [row for row in rows if all(word in row for word in wanted)]
+        # Rows end with the found one, so nothing before it may hold what is asked.
+        assert holding == (rows[-1:] if verdicts[-1] in ("yes", "是") else [])
+
+
+def test_marks_stand_at_the_words_asked_for_and_nowhere_else(lexicon, monkeypatch):
+    asked: list[str] = []
+    draw_words = mentions._words
+
+    def noting(*arguments) -> list[str]:
+        asked[:] = draw_words(*arguments)
+        return list(asked)
+
+    monkeypatch.setattr(mentions, "_words", noting)
+    stars = 0
+    for language, index in product(LANGUAGES, range(300)):
+        sample = mark_sample(random.Random(index), lexicon, language)
+        plain = mention_sample(random.Random(index), lexicon, language)
+        cue = "（标出）" if language == "zh" else " (mark the words)"
+        assert last_answer(sample).replace("*", "").replace(cue, "") == last_answer(plain)
+        assert cue in sample.messages[0]["content"]
+        marked = re.findall(r"\*", last_answer(sample))
+        stars += len(marked)
+        for end in re.finditer(r"\*", last_answer(sample)):
+            assert last_answer(sample)[: end.start()].endswith(tuple(asked[:2]))
+    assert stars > 600
