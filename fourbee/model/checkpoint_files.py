@@ -22,8 +22,9 @@ import numpy as np
 
 from fourbee.foundation.errors import ModelFileError
 from fourbee.kernels.operations import Array, Operations
-from fourbee.model.config import INT8, Qwen3Config
-from fourbee.model.int8 import SCALE, pack_rows, packed_shapes, unpack_rows
+from fourbee.model.config import Qwen3Config
+from fourbee.model.int8 import INT8, SCALE, pack_rows
+from fourbee.model.packing import DENSE, Packing, Part
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, write_tensors
 from fourbee.model.weights import named_tensors, tensor_shapes, weights_tree
@@ -46,7 +47,6 @@ COMPANIONS = (
     "generation_config.json",
 )
 _HEAD = "lm_head.weight"
-_FLOATS = ("BF16", "F16", "F32")
 
 
 def check_weights(folder: Path) -> None:
@@ -55,7 +55,7 @@ def check_weights(folder: Path) -> None:
 
 
 def load_weights(folder: Path, ops: Operations, progress: Progress | None = None) -> Qwen3Weights:
-    """The weights of a checkpoint folder, in the compute type of `ops`.
+    """The weights of a checkpoint folder, dense, in the compute type of `ops`.
 
     Streamed tensor by tensor, the largest first: memory peaks at little more than the weights
     themselves. A checkpoint with tied embeddings may also hold `lm_head.weight`; it is ignored, as
@@ -64,13 +64,17 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
     config = Qwen3Config.load(folder)
     stored = find_tensors(folder)
     _check_tensors(folder, config, stored)
-    shapes = tensor_shapes(config)
-    total = sum(stored[name].size for name in shapes)
-    done = 0
+    packing, shapes = config.quantization or DENSE, tensor_shapes(config)
+    parts = {
+        name: {part: stored[part] for part in packing.parts(name, shape) if part in stored}
+        for name, shape in shapes.items()
+    }
+    sizes = {name: sum(part.size for part in parts[name].values()) for name in shapes}
+    done, total = 0, sum(sizes.values())
     tensors: dict[str, Array] = {}
     for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
-        tensors[name] = ops.from_numpy(_read(stored, name))
-        done += stored[name].size
+        tensors[name] = ops.from_numpy(_read(folder, packing, name, parts[name]))
+        done += sizes[name]
         if progress is not None:
             progress(name, done, total)
     return weights_tree(dataclasses.replace(config, quantization=None), tensors)
@@ -99,12 +103,11 @@ def quantize_checkpoint(source: Path, target: Path) -> None:
     """Writes the checkpoint of `source` to `target` as `fourbee-int8`, with its tokenizer files."""
     config = Qwen3Config.load(source)
     if config.quantization is not None:
-        raise ModelFileError(
-            f"{source}: already {config.quantization}; expected a dense checkpoint"
-        )
+        method = config.quantization.to_json()["quant_method"]
+        raise ModelFileError(f"{source}: already {method}; expected a dense checkpoint")
     stored = find_tensors(source)
     _check_tensors(source, config, stored)
-    shapes = packed_shapes(tensor_shapes(config))
+    shapes = {name: part.shape for name, part in _parts(INT8, tensor_shapes(config)).items()}
     single, byte = np.dtype(np.float32), np.dtype(np.int8)
     # Floats first, so that every tensor is aligned to its element size.
     layout: Layout = {name: (single, shape) for name, shape in shapes.items() if len(shape) == 1}
@@ -194,24 +197,24 @@ def _merged(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, StoredTensor]) -> None:
     """Exactly the tensors of the configuration, in its shapes and types."""
-    packed = config.quantization == INT8
     dense = tensor_shapes(config)
     if config.tie_word_embeddings and _HEAD in stored:
         dense[_HEAD] = dense["model.embed_tokens.weight"]
-    shapes = packed_shapes(dense) if packed else dense
+    parts = _parts(config.quantization or DENSE, dense)
+    expected = {name: tensor for name, tensor in stored.items() if name in parts}
     mis_shaped = [
-        f"{name} is {list(tensor.shape)}, expected {list(shapes[name])}"
-        for name, tensor in stored.items()
-        if name in shapes and tensor.shape != shapes[name]
+        f"{name} is {list(tensor.shape)}, expected {list(parts[name].shape)}"
+        for name, tensor in expected.items()
+        if tensor.shape != parts[name].shape
     ]
-    mistyped = []
-    for name, tensor in stored.items():
-        types = ("I8",) if packed and len(tensor.shape) == 2 else _FLOATS
-        if tensor.dtype not in types:
-            mistyped.append(f"{name} is {tensor.dtype}, expected {' or '.join(types)}")
+    mistyped = [
+        f"{name} is {tensor.dtype}, expected {' or '.join(parts[name].types)}"
+        for name, tensor in expected.items()
+        if tensor.dtype not in parts[name].types
+    ]
     problems = {
-        "missing": [name for name in shapes if name not in stored],
-        "not expected": [name for name in stored if name not in shapes],
+        "missing": [name for name in parts if name not in stored and not parts[name].optional],
+        "not expected": [name for name in stored if name not in parts],
         "of the wrong shape": mis_shaped,
         "of the wrong type": mistyped,
     }
@@ -220,9 +223,23 @@ def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, Store
         raise ModelFileError(f"{folder}: tensors {'; '.join(found)}")
 
 
-def _read(stored: Mapping[str, StoredTensor], name: str) -> NumpyArray:
-    array = stored[name].read()
-    return unpack_rows(array, stored[name + SCALE].read()) if array.dtype == np.int8 else array
+def _parts(packing: Packing, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Part]:
+    """Every stored tensor by name, of dense tensors of these names and shapes."""
+    parts: dict[str, Part] = {}
+    for name, shape in shapes.items():
+        parts |= packing.parts(name, shape)
+    return parts
+
+
+def _read(
+    folder: Path, packing: Packing, name: str, parts: Mapping[str, StoredTensor]
+) -> NumpyArray:
+    """The dense tensor of one name."""
+    arrays = {part: tensor.read() for part, tensor in parts.items()}
+    try:
+        return packing.dense(name, arrays)
+    except ModelFileError as error:
+        raise ModelFileError(f"{folder}: {error}") from None
 
 
 def _write_checkpoint(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
+from fourbee.model import fp8, groups, int8
+from fourbee.model.packing import Packing, Settings
 
 # Fields that must be absent or have one of these values: anything else is another network.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -30,10 +32,14 @@ _FORMS: Mapping[str, tuple[tuple[type[Any], ...], str]] = {
     "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false"),
     "str": ((str,), "a string"),
-    "str | None": ((str,), "a string"),
 }
-# The one packed format: int8 rows with a scale each (`int8.py`).
-INT8 = "fourbee-int8"
+# The packed formats that are read, by `quant_method`.
+_PACKINGS: Mapping[str, Callable[[Settings], Packing]] = {
+    fp8.METHOD: fp8.Fp8Packing.parse,
+    groups.AWQ: groups.AwqPacking.parse,
+    groups.GPTQ: groups.GptqPacking.parse,
+    int8.METHOD: lambda settings: int8.INT8,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Qwen3Config:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     torch_dtype: str = "bfloat16"
-    # How the files are packed, `INT8` or None; weights in memory are never packed.
-    quantization: str | None = None
+    # How the files are packed, if they are; weights in memory never are.
+    quantization: Packing | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -103,9 +109,9 @@ class Qwen3Config:
         given = dict(values) | {
             "rope_theta": _rope_theta(values, source),
             "torch_dtype": values.get("torch_dtype") or values.get("dtype"),
-            "quantization": _quantization(values, source),
         }
-        known: dict[str, Any] = {}
+        given.pop("quantization", None)  # not a key of config.json
+        known: dict[str, Any] = {"quantization": _quantization(values, source)}
         for field in dataclasses.fields(cls):
             value = given.get(field.name)
             if value is not None:
@@ -143,9 +149,9 @@ class Qwen3Config:
             "use_sliding_window": False,
             "use_cache": True,
         }
-        quantization = values.pop("quantization")
-        if quantization is not None:
-            values["quantization_config"] = {"quant_method": quantization}
+        del values["quantization"]
+        if self.quantization is not None:
+            values["quantization_config"] = self.quantization.to_json()
         return values
 
 
@@ -170,17 +176,15 @@ def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
     return values.get("rope_theta", scaling.get("rope_theta"))
 
 
-def _quantization(values: Mapping[str, Any], source: str) -> str | None:
-    packing = _table(values, "quantization_config", source)
-    if not packing:
+def _quantization(values: Mapping[str, Any], source: str) -> Packing | None:
+    settings = Settings(_table(values, "quantization_config", source), source)
+    if not settings.values:
         return None
-    method = packing.get("quant_method")
-    if method != INT8:
-        raise ModelFileError(
-            f"{source}: quantization_config.quant_method = {method!r}: expected {INT8!r}, "
-            "or a checkpoint that is not quantised"
-        )
-    return INT8
+    method = settings.values.get("quant_method")
+    if not isinstance(method, str) or method not in _PACKINGS:
+        known = ", ".join(map(repr, _PACKINGS))
+        raise settings.wrong("quant_method", f"one of {known}, or no quantization_config")
+    return _PACKINGS[method](settings)
 
 
 def _table(values: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:

@@ -8,20 +8,39 @@ dense weights again, so nothing else knows of it. Not a format to compute in.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fourbee.kernels.operations import FloatArray
+from fourbee.model.packing import Part
+from fourbee.model.tensor_file import NumpyArray
 
+METHOD = "fourbee-int8"
 SCALE = ".scale"
 
 
-def packed_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What a packed checkpoint stores for tensors of these names and shapes."""
-    scales = {name + SCALE: shape[:1] for name, shape in shapes.items() if len(shape) == 2}
-    return dict(shapes) | scales
+@dataclass(frozen=True)
+class Int8Packing:
+    """Every matrix packed, the embedding too; it has no settings."""
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> dict[str, Part]:
+        if len(shape) != 2:
+            return {name: Part(shape)}
+        return {name: Part(shape, ("I8",)), name + SCALE: Part(shape[:1])}
+
+    def dense(self, name: str, arrays: Mapping[str, NumpyArray]) -> NumpyArray:
+        if name + SCALE not in arrays:
+            return arrays[name]
+        return unpack_rows(arrays[name], arrays[name + SCALE])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"quant_method": METHOD}
+
+
+INT8 = Int8Packing()
 
 
 def pack_rows(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int8], FloatArray]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from fourbee.foundation.errors import ModelFileError
-from fourbee.model.config import INT8, Qwen3Config
+from fourbee.model.config import Qwen3Config
+from fourbee.model.int8 import INT8
 
 from .conftest import CONFIG, message
 
@@ -83,9 +84,9 @@ def test_a_whole_number_is_taken_for_a_float() -> None:
         ),
         (changed(rope_scaling=4), "rope_scaling = 4: expected an object or null"),
         (
-            changed(quantization_config={"quant_method": "gptq", "bits": 4}),
-            "quantization_config.quant_method = 'gptq': expected 'fourbee-int8', "
-            "or a checkpoint that is not quantised",
+            changed(quantization_config={"quant_method": "bitsandbytes", "bits": 4}),
+            "quantization_config.quant_method = 'bitsandbytes': expected one of 'fp8', 'awq', "
+            "'gptq', 'fourbee-int8', or no quantization_config",
         ),
     ],
 )

@@ -8,8 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from fourbee.model.checkpoint_files import load_weights, quantize_checkpoint
-from fourbee.model.config import INT8
-from fourbee.model.int8 import pack_rows, unpack_rows
+from fourbee.model.int8 import INT8, pack_rows, unpack_rows
 from fourbee.model.weights import named_tensors
 
 from .conftest import CONFIG, UNTIED, ArrayOperations, message, random_tensors, write_folder
