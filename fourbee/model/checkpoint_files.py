@@ -152,6 +152,29 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
+def refuse_other_tensors(
+    source: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    mistyped: Sequence[str] = (),
+) -> None:
+    """ModelFileError, naming them, unless the tensors and their shapes are those expected."""
+    mis_shaped = [
+        f"{name} is {list(shape)}, expected {list(expected[name])}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "not expected": [name for name in found if name not in expected],
+        "of the wrong shape": mis_shaped,
+        "of the wrong type": mistyped,
+    }
+    told = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise ModelFileError(f"{source}: tensors {'; '.join(told)}")
+
+
 def _files_without_index(folder: Path) -> list[Path]:
     single = folder / SINGLE_FILE
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
@@ -199,25 +222,13 @@ def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, Store
     if config.tie_word_embeddings and _HEAD in stored:
         dense[_HEAD] = dense["model.embed_tokens.weight"]
     shapes = packed_shapes(dense) if packed else dense
-    mis_shaped = [
-        f"{name} is {list(tensor.shape)}, expected {list(shapes[name])}"
-        for name, tensor in stored.items()
-        if name in shapes and tensor.shape != shapes[name]
-    ]
     mistyped = []
     for name, tensor in stored.items():
         types = ("I8",) if packed and len(tensor.shape) == 2 else _FLOATS
         if tensor.dtype not in types:
             mistyped.append(f"{name} is {tensor.dtype}, expected {' or '.join(types)}")
-    problems = {
-        "missing": [name for name in shapes if name not in stored],
-        "not expected": [name for name in stored if name not in shapes],
-        "of the wrong shape": mis_shaped,
-        "of the wrong type": mistyped,
-    }
-    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ModelFileError(f"{folder}: tensors {'; '.join(found)}")
+    found = {name: tensor.shape for name, tensor in stored.items()}
+    refuse_other_tensors(folder, shapes, found, mistyped)
 
 
 def _read(stored: Mapping[str, StoredTensor], name: str) -> NumpyArray:

@@ -92,7 +92,7 @@ def test_what_is_no_model_is_named_with_the_remedy(tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
     assert message(resolve_model, str(file)) == (
-        f"model {str(file)!r}: a file; expected a folder with config.json"
+        f"model {str(file)!r}: a file; expected a folder with config.json or a .gguf file"
     )
 
 
