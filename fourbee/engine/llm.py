@@ -79,7 +79,8 @@ class LLM:
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
-        Raises ModelFileError or UsageError for what cannot be loaded. `device` and `dtype` as in `torch_operations`.
+        Raises ModelFileError or UsageError for what cannot be loaded. `device` and `dtype` as in
+        `torch_operations`.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.

@@ -142,7 +142,7 @@ def _backend(reading: _Reading, tokens: Sequence[str], kinds: Sequence[int]) -> 
     try:
         backend = Backend.from_str(json.dumps(layout))
     except Exception as error:  # the library raises nothing more precise
-        raise reading.error("tokens", f"are not a vocabulary: {_short(str(error))}") from None
+        raise reading.error("tokens", f"are not a vocabulary: {_short(str(error))}") from error
     for token in added:
         # The library numbers added tokens itself: from the end of the vocabulary, without gaps.
         if backend.token_to_id(str(token["content"])) != token["id"]:
