@@ -9,13 +9,13 @@ import pytest
 from fourbee.foundation.errors import ModelFileError
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
 
-from .conftest import CHATML
+TEMPLATE = "{{ messages[0].content }}"
 
 
 @pytest.fixture
 def metadata(small, gguf_vocabulary) -> dict:
     return gguf_vocabulary(small._backend, small.vocab_size + 7) | {
-        "tokenizer.chat_template": CHATML
+        "tokenizer.chat_template": TEMPLATE
     }
 
 
@@ -32,7 +32,7 @@ def test_the_vocabulary_and_the_control_tokens_are_kept(small, metadata) -> None
     assert ours.vocab_size == small.vocab_size
     assert ours.control_tokens == small.control_tokens
     assert ours.special_token_ids == small.special_token_ids
-    assert ours.chat_template == CHATML
+    assert ours.chat_template == TEMPLATE
     assert ours.named_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     ends = ["<|im_end|>", "<|endoftext|>"]
     assert ours.eos_token_ids == tuple(small.token_id(token) for token in ends)
