@@ -197,7 +197,7 @@ def _whole(file: GgufFile, name: str) -> int:
         raise ModelFileError(
             f"{file.path}: qwen3.{name} = {_shown(value)}: expected a whole number of at least 1"
         )
-    return value
+    return int(value)
 
 
 def _fraction(file: GgufFile, name: str) -> float:

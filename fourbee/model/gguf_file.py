@@ -268,7 +268,7 @@ def _alignment(reader: _Reader, metadata: Mapping[str, Any]) -> int:
     # A power of two has one bit.
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         reader.damaged("general.alignment is not a power of two")
-    return alignment
+    return int(alignment)
 
 
 def _placed(reader: _Reader, alignment: int, entries: list[_Entry]) -> dict[str, GgufTensor]:

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 NumpyArray = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
+# float32 and small integers in fact; NumPy's stubs widen the results of arithmetic.
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
 
 _SINGLE = np.dtype(np.float32)
 
@@ -34,7 +35,7 @@ class TensorType:
     dequantise: Callable[[NumpyArray], Floats] | None = None
     record: np.dtype[Any] | None = None
 
-    def values(self, raw: Bytes) -> NumpyArray:
+    def values(self, raw: Integers) -> NumpyArray:
         """The values of whole blocks, in a row. What is not finite in the file stays so."""
         if self.dequantise is None or self.record is None:
             return raw.view(self.dtype)
@@ -42,7 +43,7 @@ class TensorType:
             return self.dequantise(raw.view(self.record)).reshape(-1)
 
 
-def _fields(packed: Bytes, width: int) -> Bytes:
+def _fields(packed: Integers, width: int) -> Integers:
     """Bytes [..., n] cut into fields of `width` bits: [..., 8 / width, n], the lowest first."""
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
     return (packed[..., None, :] >> shifts) & np.uint8((1 << width) - 1)
@@ -53,12 +54,12 @@ def _column(halves: NumpyArray) -> Floats:
     return halves.astype(np.float32)[:, None]
 
 
-def _nibbles(block: NumpyArray) -> Bytes:
+def _nibbles(block: NumpyArray) -> Integers:
     """[blocks, 32]: the low halves of 16 bytes, then the high ones."""
     return _fields(block["low"], 4).reshape(-1, 32)
 
 
-def _five_bits(block: NumpyArray) -> Bytes:
+def _five_bits(block: NumpyArray) -> Integers:
     """[blocks, 32]: nibbles, and the fifth bits from a word of 32."""
     return _nibbles(block) | (np.unpackbits(block["high"], axis=-1, bitorder="little") << 4)
 
@@ -100,16 +101,16 @@ def _q2_k(block: NumpyArray) -> Floats:
 
 
 def _q3_k(block: NumpyArray) -> Floats:
-    quants = _fields(block["low"].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).astype(np.int8)
+    low = _fields(block["low"].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).astype(np.int8)
     # A third bit that is not set takes four away.
-    quants = quants - 4 * (1 - _fields(block["high"], 1).reshape(-1, 16, 16).astype(np.int8))
+    quants = low - 4 * (1 - _fields(block["high"], 1).reshape(-1, 16, 16).astype(np.int8))
     # 16 scales of 6 bits: nibbles of 8 bytes, then pairs of bits of 4 bytes.
     scales = _fields(block["scales"][:, :8], 4).reshape(-1, 16)
     scales = scales | (_fields(block["scales"][:, 8:], 2).reshape(-1, 16) << 4)
     return _scaled(block, scales.astype(np.int8) - np.int8(32), quants)
 
 
-def _scales_and_minima(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _scales_and_minima(packed: Integers) -> tuple[Integers, Integers]:
     """8 scales and 8 minima of 6 bits each, from the 12 bytes of Q4_K and Q5_K.
 
     Bytes 0-3 and 4-7 hold the first four of each, and in their top bits the upper two bits of the

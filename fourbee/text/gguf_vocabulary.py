@@ -117,9 +117,11 @@ class _Reading:
 
     def token_id(self, key: str, count: int) -> int | None:
         value = self.value(key)
-        if value is not None and (type(value) is not int or not 0 <= value < count):
+        if value is None:
+            return None
+        if type(value) is not int or not 0 <= value < count:
             self.refuse(key, f"is no token id: expected from 0 to {count - 1}")
-        return value
+        return int(value)
 
 
 def _backend(reading: _Reading, tokens: Sequence[str], kinds: Sequence[int]) -> Backend:
