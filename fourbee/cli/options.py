@@ -12,7 +12,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A checkpoint folder, or the id of a pulled model such as "
+        help="A checkpoint folder, a GGUF file, or the id of a pulled model such as "
         "Qwen/Qwen3-4B-Instruct-2507. Default: the embedded fourbee-mini.",
     ),
 ]

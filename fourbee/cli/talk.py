@@ -91,9 +91,9 @@ def load(model: str | None) -> LLM:
     from fourbee.engine.llm import LLM
     from fourbee.model.hub import resolve_model
 
-    folder = resolve_model(model)
+    path = resolve_model(model)
     with Console(stderr=True).status(escape(f"loading {model or 'fourbee-mini'} ...")):
-        return LLM.load(folder)
+        return LLM.load(path)
 
 
 def sampling(

@@ -31,12 +31,12 @@ def tokens(
     model: Model = None,
 ) -> None:
     """Show the tokens of a text, or of a conversation: what is learned stands out in green."""
+    from fourbee.engine.checkpoint import open_checkpoint
     from fourbee.model.hub import resolve_model
-    from fourbee.text.tokenizer import Tokenizer
 
     if (text is None) == (conversation is None):
         raise UsageError('expected either a text, as in fourbee tokens "Hello", or --conversation')
-    tokenizer = Tokenizer.load(resolve_model(model))
+    tokenizer = open_checkpoint(resolve_model(model)).tokenizer
     if text is not None:
         ids = tokenizer.encode(text, control_tokens=control)
         learned = [False] * len(ids)

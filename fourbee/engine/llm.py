@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
+from fourbee.engine.checkpoint import open_checkpoint
 from fourbee.engine.engine import Engine
 from fourbee.engine.request import Event, Finished, FinishReason, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
@@ -21,8 +22,6 @@ from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.kernels.backends import torch_operations
 from fourbee.kernels.operations import Operations
-from fourbee.model.checkpoint_files import check_weights, load_weights
-from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.chat_format import ChatFormat, Message, Tool
 from fourbee.text.tokenizer import Tokenizer
@@ -63,6 +62,7 @@ class LLM:
     ) -> None:
         """`defaults` are the checkpoint's: what is sampled with where no parameters are given."""
         self.tokenizer = tokenizer
+        self.num_parameters = weights.config.num_parameters
         self.defaults = defaults or SamplingDefaults()
         eos_ids = {*tokenizer.eos_token_ids, *self.defaults.eos_token_ids}
         self.engine = Engine(weights, ops, tuple(sorted(eos_ids)), settings)
@@ -77,17 +77,17 @@ class LLM:
         dtype: str = "auto",
         settings: EngineSettings | None = None,
     ) -> LLM:
-        """From a checkpoint folder. ModelFileError or UsageError for what cannot be loaded.
+        """From a checkpoint folder or a GGUF file.
 
-        `device` and `dtype` as in `torch_operations`.
+        Raises ModelFileError or UsageError for what cannot be loaded. `device` and `dtype` as in
+        `torch_operations`.
         """
-        folder = Path(model)
+        files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
-        check_weights(folder)
-        tokenizer = Tokenizer.load(folder)
-        defaults = SamplingDefaults.from_generation_config(folder)
-        ops = torch_operations(device, dtype, Qwen3Config.load(folder).torch_dtype)
-        return cls(load_weights(folder, ops), ops, tokenizer, defaults, settings)
+        files.check()
+        tokenizer, defaults = files.tokenizer, files.defaults
+        ops = torch_operations(device, dtype, files.config.torch_dtype)
+        return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(
         self,

@@ -92,13 +92,20 @@ class SamplingDefaults:
         recommended = {key: values.get(key) for key in ("temperature", "top_k", "top_p", "min_p")}
         if values.get("do_sample") is False:
             recommended = {"temperature": 0.0}
-        known: dict[str, Any] = {k: v for k, v in recommended.items() if v is not None}
+        return cls.from_values(recommended, str(path), tuple(eos_ids))
+
+    @classmethod
+    def from_values(
+        cls, values: Mapping[str, Any], source: str, eos_token_ids: tuple[Any, ...] = ()
+    ) -> SamplingDefaults:
+        """From values by the names here, where they are not None; ModelFileError for a bad one."""
+        known: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
         try:
-            SamplingParams(**known, stop_token_ids=tuple(eos_ids))
+            SamplingParams(**known, stop_token_ids=eos_token_ids)
         except UsageError as error:
             message = str(error).replace("stop_token_ids", "eos_token_id")
-            raise ModelFileError(f"{path}: {message}") from None
-        return cls(**known, eos_token_ids=tuple(eos_ids))
+            raise ModelFileError(f"{source}: {message}") from None
+        return cls(**known, eos_token_ids=eos_token_ids)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

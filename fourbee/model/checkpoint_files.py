@@ -155,6 +155,29 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
+def refuse_other_tensors(
+    source: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    mistyped: Sequence[str] = (),
+) -> None:
+    """ModelFileError, naming them, unless the tensors and their shapes are those expected."""
+    mis_shaped = [
+        f"{name} is {list(shape)}, expected {list(expected[name])}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "not expected": [name for name in found if name not in expected],
+        "of the wrong shape": mis_shaped,
+        "of the wrong type": mistyped,
+    }
+    told = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise ModelFileError(f"{source}: tensors {'; '.join(told)}")
+
+
 def _files_without_index(folder: Path) -> list[Path]:
     single = folder / SINGLE_FILE
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
@@ -201,26 +224,16 @@ def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, Store
     if config.tie_word_embeddings and _HEAD in stored:
         dense[_HEAD] = dense["model.embed_tokens.weight"]
     parts = _parts(config.quantization or DENSE, dense)
-    expected = {name: tensor for name, tensor in stored.items() if name in parts}
-    mis_shaped = [
-        f"{name} is {list(tensor.shape)}, expected {list(parts[name].shape)}"
-        for name, tensor in expected.items()
-        if tensor.shape != parts[name].shape
-    ]
+    expected = {
+        name: part.shape for name, part in parts.items() if name in stored or not part.optional
+    }
+    found = {name: tensor.shape for name, tensor in stored.items()}
     mistyped = [
         f"{name} is {tensor.dtype}, expected {' or '.join(parts[name].types)}"
-        for name, tensor in expected.items()
-        if tensor.dtype not in parts[name].types
+        for name, tensor in stored.items()
+        if name in parts and tensor.dtype not in parts[name].types
     ]
-    problems = {
-        "missing": [name for name in parts if name not in stored and not parts[name].optional],
-        "not expected": [name for name in stored if name not in parts],
-        "of the wrong shape": mis_shaped,
-        "of the wrong type": mistyped,
-    }
-    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ModelFileError(f"{folder}: tensors {'; '.join(found)}")
+    refuse_other_tensors(folder, expected, found, mistyped)
 
 
 def _parts(packing: Packing, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Part]:

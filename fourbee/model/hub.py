@@ -1,4 +1,4 @@
-"""Where models are: a folder, the embedded model, or the store that `pull` fills from the hub.
+"""Where models are: a folder, a GGUF file, the embedded model, or the store that `pull` fills.
 
 The store is `$FOURBEE_HOME/models/OWNER/NAME`, in `~/.cache/fourbee` without that variable. A model
 appears there only when it is whole; until then its files wait under `models/.partial`, where an
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
 from fourbee.model.checkpoint_files import CONFIG_FILE, Progress
+from fourbee.model.gguf_file import SUFFIX
 
 if TYPE_CHECKING:
     from fourbee.model.download import Repository
@@ -30,17 +31,23 @@ _SPARE_BYTES = 100_000_000  # stay free on the disk
 
 
 def resolve_model(name: str | None) -> Path:
-    """The folder of a model: `fourbee-mini` or None, a path, or an id `owner/name` pulled before.
+    """A model's folder or GGUF file: `fourbee-mini` or None, a path, or an id `owner/name` pulled.
 
     Raises UsageError; ModelFileError where the package came without the embedded model.
     """
     if name is None or name == EMBEDDED:
         return _embedded()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UsageError(f"model {name!r}: a file; expected a folder with {CONFIG_FILE}", "model")
+    path = Path(name).expanduser()
+    is_gguf = path.suffix.lower() == SUFFIX
+    if path.is_dir() or (is_gguf and path.is_file()):
+        return path
+    if path.exists():
+        raise UsageError(
+            f"model {name!r}: a file; expected a folder with {CONFIG_FILE} or a {SUFFIX} file",
+            "model",
+        )
+    if is_gguf:
+        raise UsageError(f"model {name!r}: no such file", "model")
     if not _ID.fullmatch(name):
         raise UsageError(
             f"model {name!r}: no such folder; expected a folder with {CONFIG_FILE} or a hub id "

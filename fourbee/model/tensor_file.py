@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,18 @@ class StoredTensor:
         raw = np.empty(self.size, dtype=np.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            filled = 0
-            # One system call reads at most 2 GiB.
-            while filled < self.size and (count := file.readinto(raw[filled:].data)):
-                filled += count
-        if filled < self.size:
-            raise ModelFileError(f"{self.path}: ended while it was read; expected it not to change")
+            fill(raw, file, self.path)
         return raw.view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+def fill(raw: npt.NDArray[np.uint8], file: RawIOBase, path: Path) -> None:
+    """Reads as many bytes as `raw` has; ModelFileError when the file has become shorter."""
+    filled = 0
+    # One system call reads at most 2 GiB.
+    while filled < raw.size and (count := file.readinto(raw[filled:].data)):
+        filled += count
+    if filled < raw.size:
+        raise ModelFileError(f"{path}: ended while it was read; expected it not to change")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

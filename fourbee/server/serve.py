@@ -22,7 +22,6 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fourbee.foundation.errors import UsageError
-from fourbee.model.config import Qwen3Config
 from fourbee.model.hub import EMBEDDED, resolve_model
 from fourbee.server.app import create_app
 from fourbee.server.auth import check_binding
@@ -43,7 +42,7 @@ CLOSE_SECONDS = 2
 class ServeSettings:
     """What `fourbee serve` can be told."""
 
-    # A checkpoint folder or the id of a pulled model; None = the embedded fourbee-mini.
+    # A checkpoint folder, a GGUF file or the id of a pulled model; None = fourbee-mini.
     model: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
@@ -54,11 +53,13 @@ class ServeSettings:
 
     @property
     def model_name(self) -> str:
-        """The name in the API: a folder's own name, else the id as given."""
+        """The name in the API: a folder's own name, a file's without its ending, else the id."""
         if self.model is None:
             return EMBEDDED
-        folder = Path(self.model).expanduser()
-        return folder.resolve().name if folder.is_dir() else self.model
+        path = Path(self.model).expanduser()
+        if path.is_file():
+            return path.stem
+        return path.resolve().name if path.is_dir() else self.model
 
     @property
     def url(self) -> str:
@@ -74,8 +75,8 @@ def load_model(settings: ServeSettings) -> ServedModel:
     """The model of the settings, ready to run. Raises FourbeeError."""
     from fourbee.engine.llm import LLM
 
-    folder = resolve_model(settings.model)
-    llm = LLM.load(folder, device=settings.device, dtype=settings.dtype)
+    path = resolve_model(settings.model)
+    llm = LLM.load(path, device=settings.device, dtype=settings.dtype)
     return ServedModel(
         name=settings.model_name,
         engine=llm.engine,
@@ -83,7 +84,7 @@ def load_model(settings: ServeSettings) -> ServedModel:
         chat_format=llm.chat_format if llm.tokenizer.chat_template is not None else None,
         defaults=llm.defaults,
         max_context=llm.engine.context_length,
-        parameters=Qwen3Config.load(folder).num_parameters,
+        parameters=llm.num_parameters,
         embedded=settings.model_name == EMBEDDED,
     )
 

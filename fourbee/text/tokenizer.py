@@ -118,7 +118,7 @@ class Tokenizer:
             return b""
         if token_id in self.control_token_ids:
             return token.encode()
-        table = _byte_of_letter()
+        table = byte_of_letter()
         return bytes(table[letter] for letter in token)
 
     def _refuse_unsupported(self) -> None:
@@ -138,7 +138,7 @@ class Tokenizer:
 
 
 @cache
-def _byte_of_letter() -> dict[str, int]:
+def byte_of_letter() -> dict[str, int]:
     """Which byte each letter of a byte-level vocabulary stands for (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

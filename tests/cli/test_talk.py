@@ -11,6 +11,9 @@ import pytest
 
 from fourbee.cli.talk import HELP
 from fourbee.engine.llm import LLM
+from fourbee.text.bpe import save_tokenizer, train_bpe
+
+from .conftest import CONFIG
 
 MESSAGES = [
     {"role": "user", "content": "hi"},
@@ -184,6 +187,16 @@ def test_tokens_of_a_text_are_pieces_ids_and_their_number(fourbee, model):
 def test_control_tokens_are_read_as_such_when_asked_for(fourbee, model):
     outcome = fourbee("tokens", "a<|im_end|>", "--control", "-m", model)
     assert outcome.out.splitlines()[-1] == "2 tokens"
+
+
+def test_tokens_of_a_gguf_file(fourbee, tmp_path, write_gguf, gguf_vocabulary):
+    backend = train_bpe(["the token of the reader"] * 4, 300)
+    save_tokenizer(tmp_path, backend, "")
+    file = write_gguf(tmp_path / "m.gguf", CONFIG, {}, **gguf_vocabulary(backend, 300))
+    words = ("tokens", "the reader<|im_end|>", "--control", "-m")
+    outcome = fourbee(*words, file)
+    assert outcome == fourbee(*words, tmp_path)
+    assert outcome.code == 0
 
 
 @pytest.fixture

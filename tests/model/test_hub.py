@@ -79,6 +79,13 @@ def test_a_folder_is_taken_as_it_is(tmp_path, monkeypatch) -> None:
     assert resolve_model("~/mine") == tmp_path / "mine"
 
 
+def test_a_gguf_file_is_taken_as_it_is(tmp_path) -> None:
+    file = tmp_path / "model.GGUF"
+    assert message(resolve_model, str(file)) == f"model {str(file)!r}: no such file"
+    file.touch()
+    assert resolve_model(str(file)) == file
+
+
 def test_what_is_no_model_is_named_with_the_remedy(tmp_path) -> None:
     assert message(resolve_model, "Qwen/Qwen3-0.6B") == (
         "model 'Qwen/Qwen3-0.6B': no such folder, and not downloaded: "
@@ -92,7 +99,7 @@ def test_what_is_no_model_is_named_with_the_remedy(tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
     assert message(resolve_model, str(file)) == (
-        f"model {str(file)!r}: a file; expected a folder with config.json"
+        f"model {str(file)!r}: a file; expected a folder with config.json or a .gguf file"
     )
 
 

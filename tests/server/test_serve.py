@@ -145,6 +145,8 @@ def test_settings_name_the_model_and_the_address(tmp_path):
     folder = tmp_path / "my-model"
     folder.mkdir()
     assert ServeSettings(model=str(folder)).model_name == "my-model"
+    (tmp_path / "Qwen3-0.6B-Q8_0.gguf").touch()
+    assert ServeSettings(model=f"{tmp_path}/Qwen3-0.6B-Q8_0.gguf").model_name == "Qwen3-0.6B-Q8_0"
     assert ServeSettings().url == "http://127.0.0.1:8080"
     assert ServeSettings(host="0.0.0.0", port=81).url == "http://127.0.0.1:81"
     assert ServeSettings(host="::1").url == "http://[::1]:8080"

@@ -1,0 +1,225 @@
+"""A dense Qwen3 in a GGUF file: its configuration and its weights, under a checkpoint's names.
+
+Quantised tensors become dense when they are read: memory is that of a dense model. llama.cpp keeps
+Qwen3's query and key rows in Hugging Face's order (its rotary positions turn halves, NeoX's way),
+so nothing is permuted. As strict as `checkpoint_files.py`. Not here: the tokenizer
+(`text/gguf_vocabulary.py`) and files in parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fourbee.foundation.errors import ModelFileError
+from fourbee.kernels.operations import Array, Operations
+from fourbee.model.checkpoint_files import refuse_other_tensors
+from fourbee.model.config import Qwen3Config
+from fourbee.model.gguf_file import GgufFile
+from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.weights import tensor_shapes, weights_tree
+
+_ARCHITECTURE = "qwen3"
+_WHOLE: Mapping[str, str] = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+}
+_FRACTIONS: Mapping[str, str] = {
+    "rope_theta": "rope.freq_base",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+# Keys that must be absent or have this value: anything else is another network.
+_FIXED: Mapping[str, Any] = {
+    "attention.causal": True,
+    "attention.sliding_window": 0,
+    "expert_count": 0,
+    "rope.scale_linear": 1.0,
+}
+_SAMPLING: Mapping[str, str] = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+}
+_SCALING = "rope.scaling."
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+# Names in a checkpoint and in the file; those of a layer follow `model.layers.N.` and `blk.N.`.
+_NAMES: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_COMPUTE_TYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_config(file: GgufFile) -> Qwen3Config:
+    """From the metadata and the embedding's shape; every number must be there, none is guessed."""
+    _refuse_other_networks(file)
+    values: dict[str, Any] = {name: _whole(file, key) for name, key in _WHOLE.items()}
+    values |= {name: _fraction(file, key) for name, key in _FRACTIONS.items()}
+    _refuse_other_heads(file, values["head_dim"])
+    # Before as many names are made.
+    if values["num_hidden_layers"] > len(file.tensors):
+        raise ModelFileError(
+            f"{file.path}: qwen3.block_count = {values['num_hidden_layers']}: more layers than "
+            f"tensors ({len(file.tensors)})"
+        )
+    embedding = file.tensors.get(_EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        found = "missing" if embedding is None else list(embedding.shape)
+        raise ModelFileError(
+            f"{file.path}: {_EMBEDDING} is {found}, expected a matrix of one row a token"
+        )
+    try:
+        return Qwen3Config(
+            vocab_size=embedding.shape[0],
+            tie_word_embeddings=_HEAD not in file.tensors,
+            torch_dtype=_compute_type(file),
+            **values,
+        )
+    except ModelFileError as error:  # numbers that do not fit together
+        raise ModelFileError(str(error).replace("config.json", str(file.path), 1)) from None
+
+
+def check_weights(file: GgufFile) -> None:
+    """What `load_weights` checks; reads no tensor. Raises ModelFileError."""
+    _check_tensors(file, read_config(file))
+
+
+def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
+    """The weights in the compute type of `ops`, whatever the types in the file.
+
+    Streamed tensor by tensor, the largest first, as `checkpoint_files.load_weights` does.
+    """
+    config = read_config(file)
+    _check_tensors(file, config)
+    shapes = tensor_shapes(config)
+    tensors: dict[str, Array] = {}
+    for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+        tensors[name] = ops.from_numpy(file.tensors[_name_in_file(name)].read())
+    return weights_tree(config, tensors)
+
+
+def recommended_sampling(file: GgufFile) -> dict[str, int | float | None]:
+    """What newer files recommend, by the names that requests use; None where they are silent."""
+    found: dict[str, int | float | None] = {}
+    for name, key in _SAMPLING.items():
+        value = file.metadata.get(f"general.sampling.{key}")
+        if value is not None and type(value) not in (int, float):
+            raise ModelFileError(
+                f"{file.path}: general.sampling.{key} = {_shown(value)}: expected a number"
+            )
+        found[name] = value
+    return found
+
+
+def _check_tensors(file: GgufFile, config: Qwen3Config) -> None:
+    expected = {_name_in_file(name): shape for name, shape in tensor_shapes(config).items()}
+    found = {name: tensor.shape for name, tensor in file.tensors.items()}
+    refuse_other_tensors(file.path, expected, found)
+
+
+def _name_in_file(name: str) -> str:
+    stem = name.removesuffix(".weight")
+    prefix = ""
+    if stem.startswith("model.layers."):
+        layer, stem = stem.removeprefix("model.layers.").split(".", 1)
+        prefix = f"blk.{layer}."
+    return f"{prefix}{_NAMES[stem]}.weight"
+
+
+def _refuse_other_networks(file: GgufFile) -> None:
+    metadata = file.metadata
+    parts = metadata.get("split.count", 0)
+    if type(parts) is not int or parts > 1:
+        raise ModelFileError(
+            f"{file.path}: one of several parts; join them with `llama-gguf-split --merge`"
+        )
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture != _ARCHITECTURE:
+        raise ModelFileError(
+            f"{file.path}: general.architecture = {_shown(architecture)}: expected 'qwen3'"
+        )
+    for name, expected in _FIXED.items():
+        value = metadata.get(f"qwen3.{name}", expected)
+        if type(value) not in (bool, int, float) or value != expected:
+            raise ModelFileError(
+                f"{file.path}: qwen3.{name} = {_shown(value)}: expected {expected!r}"
+            )
+    scaled = [key for key in metadata if key.startswith(f"qwen3.{_SCALING}")]
+    kind = metadata.get(f"qwen3.{_SCALING}type")
+    if scaled and not (isinstance(kind, str) and kind == "none"):
+        raise ModelFileError(
+            f"{file.path}: {scaled[0]} = {_shown(metadata[scaled[0]])}: expected no rope scaling "
+            "(plain RoPE)"
+        )
+
+
+def _refuse_other_heads(file: GgufFile, head_dim: int) -> None:
+    """Values as wide as keys, and all of a head rotated."""
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if name.startswith("rope") and f"qwen3.{name}" not in file.metadata:
+            continue
+        size = _whole(file, name)
+        if size != head_dim:
+            raise ModelFileError(
+                f"{file.path}: qwen3.{name} = {size}: expected "
+                f"qwen3.attention.key_length = {head_dim}"
+            )
+
+
+def _compute_type(file: GgufFile) -> str:
+    """The type that all matrices have; bfloat16, Qwen3's own, where they are quantised."""
+    kinds = {tensor.type.name for tensor in file.tensors.values() if len(tensor.shape) == 2}
+    return _COMPUTE_TYPES.get(kinds.pop(), "bfloat16") if len(kinds) == 1 else "bfloat16"
+
+
+def _whole(file: GgufFile, name: str) -> int:
+    value = _required(file, name)
+    if type(value) is not int or value < 1:
+        raise ModelFileError(
+            f"{file.path}: qwen3.{name} = {_shown(value)}: expected a whole number of at least 1"
+        )
+    return int(value)
+
+
+def _fraction(file: GgufFile, name: str) -> float:
+    value = _required(file, name)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ModelFileError(
+            f"{file.path}: qwen3.{name} = {_shown(value)}: expected a number of more than 0"
+        )
+    return float(value)
+
+
+def _required(file: GgufFile, name: str) -> Any:
+    try:
+        return file.metadata[f"qwen3.{name}"]
+    except KeyError:
+        raise ModelFileError(f"{file.path}: missing key 'qwen3.{name}'") from None
+
+
+def _shown(value: Any) -> str:
+    """A metadata value as an error line shows it: short."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    return f"an array of {len(value)}"
