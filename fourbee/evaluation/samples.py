@@ -69,9 +69,15 @@ def answer(
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         prompts = [prompt_ids(llm, sample) for sample in batch]
+        room = llm.engine.context_length
         params = [
-            SamplingParams(temperature=temperature, max_tokens=_MAX_TOKENS, seed=seed + start + i)
-            for i in range(len(batch))
+            SamplingParams(
+                temperature=temperature,
+                # A prompt that fills the context is the engine's error, not a limit of nothing.
+                max_tokens=max(1, min(_MAX_TOKENS, room - len(prompt))),
+                seed=seed + start + i,
+            )
+            for i, prompt in enumerate(prompts)
         ]
         for sample, completion in zip(batch, llm.generate(prompts, params), strict=True):
             right = completion.finish_reason == "stop" and is_right(
