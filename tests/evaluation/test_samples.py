@@ -22,6 +22,7 @@ class ScriptedLLM:
     def __init__(self, script: dict[str, tuple[str, str]] | None = None) -> None:
         self.script = script or {}
         self.calls: list[tuple[list[Any], list[SamplingParams]]] = []
+        self.engine = SimpleNamespace(context_length=1000)
         self.tokenizer = SimpleNamespace(encode=lambda text, control_tokens: ("text", text))
         self.chat_format = SimpleNamespace(encode=lambda messages, tools: ("chat", messages, tools))
 
@@ -106,7 +107,7 @@ def test_answers_come_in_order_in_batches_each_with_its_own_seed():
     assert [len(prompts) for prompts, _ in llm.calls] == [16, 16, 8]
     params = [one for _, several in llm.calls for one in several]
     assert [one.seed for one in params] == list(range(100, 140))
-    assert {(one.temperature, one.max_tokens) for one in params} == {(0.5, 300)}
+    assert {(one.temperature, one.max_tokens) for one in params} == {(0.5, 512)}
     assert [index for index, one in enumerate(answers) if not one.right] == [17]
 
 
@@ -143,3 +144,11 @@ def test_samples_that_share_a_template_are_drawn_together():
 
 def test_no_answers_are_no_shares():
     assert shares([]) == {}
+
+
+def test_answers_stay_within_the_context():
+    llm = ScriptedLLM()
+    llm.engine.context_length = 100
+    list(answer(llm, [raw("short")], temperature=0.0, seed=0))
+    [(prompts, [params])] = llm.calls
+    assert params.max_tokens == 100 - len(prompts[0])
