@@ -56,7 +56,9 @@ def test_a_model_that_is_not_there_is_said_in_one_line(command, name, reason):
 
 def test_a_file_is_not_a_model(tiny):
     name = str(tiny / "model.safetensors")
-    expected = f"fourbee: model {name!r}: a file; expected a folder with config.json"
+    expected = (
+        f"fourbee: model {name!r}: a file; expected a folder with config.json or a .gguf file"
+    )
     assert refused("generate", "hi", "--model", name) == (USAGE, expected)
 
 

@@ -27,7 +27,7 @@ class Attribute:
     for the subject itself; `silent_questions` ask for what the statements leave out.
     """
 
-    id: str
+    id: str  # alike for attributes whose sentences can be taken for each other's
     value: str  # kind of value, see `Names.value`
     statements: list[str]
     questions: list[str]
@@ -179,7 +179,7 @@ class EnglishGrammar(Grammar):
             f"Who is the {role} of {{s}}?", f"What is the name of the {role} of {{s}}?",
             f"Who is {{s}}'s {role}?", f"Tell me the name of the {role} of {{s}}.",
         ]  # fmt: skip
-        return Attribute(f"r:{role}", "person", statements, questions)
+        return Attribute(f"n:{role}", "person", statements, questions)
 
     def _quality(self) -> Attribute:
         noun, _ = self._noun()
@@ -192,7 +192,7 @@ class EnglishGrammar(Grammar):
             f"What is the {noun} of {{s}} like?", f"What kind of {noun} does {{s}} have?",
             f"How does the {noun} of {{s}} look?",
         ]  # fmt: skip
-        return Attribute(f"q:{noun}", "count", statements, questions)
+        return Attribute(f"n:{noun}", "count", statements, questions)
 
     def _routine(self) -> Attribute:
         base, _, _, participle = self._verb()
@@ -298,7 +298,7 @@ class ChineseGrammar(Grammar):
             f"谁是{{s}}的{role}？", f"{{s}}的{role}是谁？", f"{{s}}的{role}叫什么名字？",
             f"{{s}}的{role}由谁担任？",
         ]  # fmt: skip
-        return Attribute(f"r:{role}", "person", statements, questions)
+        return Attribute(f"n:{role}", "person", statements, questions)
 
     def _quality(self) -> Attribute:
         noun, measure = self._noun()
@@ -310,7 +310,7 @@ class ChineseGrammar(Grammar):
         questions = [
             f"{{s}}有什么样的{noun}？", f"{{s}}的{noun}是什么样的？", f"{{s}}的{noun}怎么样？",
         ]  # fmt: skip
-        return Attribute(f"q:{noun}", "count", statements, questions)
+        return Attribute(f"n:{noun}", "count", statements, questions)
 
     def _routine(self) -> Attribute:
         verb, (noun, _) = self._verb(), self._noun()
