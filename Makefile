@@ -46,5 +46,5 @@ bench: install ## how fast this machine serves fourbee-mini
 docs: dev ## regenerate what docs take from the program
 	@$(BIN)/python tools/docs.py
 
-mini: install ## train fourbee-mini anew, from generated data to the packed model (about an hour)
+mini: install ## train fourbee-mini anew, from generated data to the packed model (about two hours)
 	@$(BIN)/python tools/train_mini.py $(ARGS)

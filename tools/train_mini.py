@@ -1,6 +1,6 @@
 """Makes fourbee-mini anew: data, tokenizer, pretraining, fine-tuning, evaluation, packing.
 
-    make mini                     about an hour and a half on two cores
+    make mini                     about two hours on two cores
     make mini ARGS=--to-package   also replaces the model inside the package
 
 Each stage that is done is kept in runs/mini: after an interruption the same command goes on where

@@ -57,15 +57,21 @@ def test_only_the_last_verdict_may_be_yes_and_then_it_is_quoted(drawn):
     assert 0.7 < found / len(drawn) < 0.9
 
 
-def test_the_found_row_alone_holds_what_is_asked(lexicon, monkeypatch):
-    asked: list[str] = []
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The words that the last drill drew; the first two are those it may ask for."""
+    drawn: list[str] = []
     draw_words = mentions._words
 
     def noting(*arguments) -> list[str]:
-        asked[:] = draw_words(*arguments)
-        return list(asked)
+        drawn[:] = draw_words(*arguments)
+        return list(drawn)
 
     monkeypatch.setattr(mentions, "_words", noting)
+    return drawn
+
+
+def test_the_found_row_alone_holds_what_is_asked(lexicon, asked):
     for language, index in product(LANGUAGES, range(300)):
         sample = mention_sample(random.Random(index), lexicon, language)
         question, rows, verdicts = read(sample)
@@ -76,15 +82,7 @@ def test_the_found_row_alone_holds_what_is_asked(lexicon, monkeypatch):
         assert holding == (rows[-1:] if verdicts[-1] in ("yes", "是") else [])
 
 
-def test_marks_stand_at_the_words_asked_for_and_nowhere_else(lexicon, monkeypatch):
-    asked: list[str] = []
-    draw_words = mentions._words
-
-    def noting(*arguments) -> list[str]:
-        asked[:] = draw_words(*arguments)
-        return list(asked)
-
-    monkeypatch.setattr(mentions, "_words", noting)
+def test_marks_stand_at_the_words_asked_for_and_nowhere_else(lexicon, asked):
     stars = 0
     for language, index in product(LANGUAGES, range(300)):
         sample = mark_sample(random.Random(index), lexicon, language)
