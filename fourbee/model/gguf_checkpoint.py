@@ -18,7 +18,7 @@ from fourbee.model.checkpoint_files import refuse_other_tensors
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile
 from fourbee.model.qwen3 import Qwen3Weights
-from fourbee.model.weights import tensor_shapes, weights_tree
+from fourbee.model.weights import largest_first, tensor_shapes, weights_tree
 
 _ARCHITECTURE = "qwen3"
 _WHOLE: Mapping[str, str] = {
@@ -110,9 +110,8 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
     """
     config = read_config(file)
     _check_tensors(file, config)
-    shapes = tensor_shapes(config)
     tensors: dict[str, Array] = {}
-    for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+    for name in largest_first(config):
         tensors[name] = ops.from_numpy(file.tensors[_name_in_file(name)].read())
     return weights_tree(config, tensors)
 

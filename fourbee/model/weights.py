@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fourbee.kernels.operations import Array, Linear
@@ -33,6 +34,12 @@ def tensor_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     return shapes
+
+
+def largest_first(config: Qwen3Config) -> list[str]:
+    """The names of `tensor_shapes` in the order in which memory peaks least when they are read."""
+    shapes = tensor_shapes(config)
+    return sorted(shapes, key=lambda name: -math.prod(shapes[name]))
 
 
 def weights_tree(config: Qwen3Config, tensors: Mapping[str, Array]) -> Qwen3Weights:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -92,18 +93,19 @@ def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str,
 def _restore_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    states: dict[int, dict[int, dict[str, Tensor]]] = {}
     for key, tensor in tensors.items():
         number, index, name = key.split(".", 2)
-        if int(number) >= len(states):
-            raise ValueError("saved with other optimizers (optimizer.matrices)")
-        states[int(number)].setdefault(int(index), {})[name] = tensor
-    for optimizer, state in zip(optimizers, states, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        # Every parameter has a state after one update; other counts are of other optimizers.
-        if state.keys() != {index for group in groups for index in group["params"]}:
-            raise ValueError("saved with other optimizers (optimizer.matrices)")
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        states.setdefault(int(number), {}).setdefault(int(index), {})[name] = tensor
+    groups: list[list[dict[str, Any]]] = [
+        optimizer.state_dict()["param_groups"] for optimizer in optimizers
+    ]
+    # Every parameter has a state after one update; other ones are of other optimizers.
+    expected = [{index for group in of_one for index in group["params"]} for of_one in groups]
+    if {number: set(state) for number, state in states.items()} != dict(enumerate(expected)):
+        raise ValueError("saved with other optimizers (optimizer.matrices)")
+    for place, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict({"state": states[place], "param_groups": groups[place]})
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

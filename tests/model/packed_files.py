@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from fourbee.model.checkpoint_files import load_weights
+from fourbee.model.checkpoint_files import check_weights, load_weights
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import named_tensors, tensor_shapes
 
-from .conftest import ArrayOperations, random_tensors
+from .conftest import ArrayOperations, message, random_tensors
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDE = Qwen3Config(
@@ -82,6 +82,16 @@ def write_packed(
     (folder / "config.json").write_text(json.dumps(values))
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def refusal(
+    folder: Path, config: Qwen3Config, settings: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> str:
+    """What is wrong with these tensors: loading says it, and so does the check before it."""
+    write_packed(folder, config, settings, tensors)
+    text = message(load_weights, folder, ArrayOperations())
+    assert text == message(check_weights, folder)
+    return text.removeprefix(f"{folder}: tensors ")
 
 
 def packed_model(

@@ -20,6 +20,7 @@ from .packed_files import (
     pack_bits,
     packed_model,
     peak_over_size,
+    refusal,
     write_packed,
 )
 
@@ -281,23 +282,20 @@ def test_a_group_that_is_not_there_is_named(tmp_path, number, last) -> None:
 def test_tensors_that_do_not_fit_are_named(tmp_path) -> None:
     stored, _ = model(CONFIG, GptqPacking(4, 8), "in order")
 
-    def refusal(changes, removed=(), **values) -> str:
+    def refused(changes, removed=(), **values) -> str:
         tensors = {name: array for name, array in stored.items() if name not in removed}
-        write_packed(tmp_path, CONFIG, SETTINGS | values, tensors | changes)
-        text = message(load_weights, tmp_path, OPS)
-        assert text == message(check_weights, tmp_path)
-        return text.removeprefix(f"{tmp_path}: tensors ")
+        return refusal(tmp_path, CONFIG, SETTINGS | values, tensors | changes)
 
-    assert refusal({}, [UP + "g_idx"], desc_act=True) == f"1 missing: {UP}g_idx"
-    assert refusal({}, [UP + "scales"]) == f"1 missing: {UP}scales"
-    assert refusal({UP + "bias": np.zeros(24, "f4")}) == f"1 not expected: {UP}bias"
-    assert refusal({UP + "qweight": np.zeros((16, 3), "i4")}) == (
+    assert refused({}, [UP + "g_idx"], desc_act=True) == f"1 missing: {UP}g_idx"
+    assert refused({}, [UP + "scales"]) == f"1 missing: {UP}scales"
+    assert refused({UP + "bias": np.zeros(24, "f4")}) == f"1 not expected: {UP}bias"
+    assert refused({UP + "qweight": np.zeros((16, 3), "i4")}) == (
         f"1 of the wrong shape: {UP}qweight is [16, 3], expected [2, 24]"
     )
-    assert refusal({UP + "g_idx": np.zeros(24, "i4")}) == (
+    assert refused({UP + "g_idx": np.zeros(24, "i4")}) == (
         f"1 of the wrong shape: {UP}g_idx is [24], expected [16]"
     )
-    assert refusal({UP + "g_idx": np.zeros(16, "i8")}) == (
+    assert refused({UP + "g_idx": np.zeros(16, "i8")}) == (
         f"1 of the wrong type: {UP}g_idx is I64, expected I32"
     )
 
