@@ -17,12 +17,16 @@ BEYOND = {
     "可以试试简单算术、短文问答，或者问我 fourbee 是什么。",
 }
 
+_ENDS = {"en": ("!", ".", "~", " :)", "!!"), "zh": ("！", "。", "~", "啊", "呀", "！！")}
+
 
 def greeting_sample(rng: random.Random, lexicon: Lexicon, language: Language) -> Sample:
     """A greeting, thanks, good-bye, ... and its friendly answer."""
     intent = rng.choice(list(lexicon.greetings))
     wording = lexicon.greetings[intent][language]
     message = noisy(rng, rng.choice(wording["messages"]), language)
+    if message[-1].isalnum() and rng.random() < 0.2:
+        message += rng.choice(_ENDS[language])
     replies = wording["replies"]
     turns = (user(message), assistant(replies[0]))
     return Sample("greeting", language, turns, expect={"kind": "one_of", "value": replies[:1]})

@@ -143,7 +143,7 @@ def draw_passage(rng: random.Random, lexicon: Lexicon, names: Names) -> Passage:
     for _ in range(rng.randint(1, 6)):
         subject = rng.choice(list(kinds))
         kind = kinds[subject]
-        attribute = shared.get(kind) if rng.random() < 0.3 else None
+        attribute = shared.get(kind) if rng.random() < 0.45 else None
         attribute = attribute or draw_attribute(rng, lexicon, kind, names)
         shared[kind] = attribute
         if (attribute.id, subject) not in stated:
@@ -214,8 +214,8 @@ def _composed(rng: random.Random, lexicon: Lexicon, names: Names) -> str:
 def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passage) -> Question:
     """A question about what is not stated of the subject asked for.
 
-    Mostly the subject occurs and lacks the attribute; else the attribute occurs, stated of somebody
-    else or without the detail asked for.
+    About half of the time the subject occurs and lacks the attribute; else the attribute occurs,
+    stated of somebody else or without the detail asked for: there the subject alone decides.
     """
     while True:
         known = rng.choice(passage.statements)
@@ -224,11 +224,11 @@ def _missing(rng: random.Random, lexicon: Lexicon, names: Names, passage: Passag
             silent = known.attribute.silent_questions
             return _question(rng, silent, known.attribute, known.subject)
         attribute, subject = known.attribute, known.subject
-        if roll < 0.35:
+        if roll < 0.55:
             others = [one for one in passage.kinds if one != known.subject]
             kind = passage.kinds[known.subject]
             new = _composed(rng, lexicon, names) if kind == _COMPOSED else names.subject(kind)
-            subject = rng.choice(others) if others and rng.random() < 0.7 else new
+            subject = rng.choice(others) if others and rng.random() < 0.6 else new
         else:
             attribute = draw_attribute(rng, lexicon, passage.kinds[subject], names)
         if not passage.states(attribute, subject):
