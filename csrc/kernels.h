@@ -1,0 +1,104 @@
+// The table of kernels that every instruction set fills: plain C structures, no Python.
+// Kernels work on ranges (of rows, blocks, tasks) so that the thread pool can share them out;
+// what a range computes does not depend on how the work was cut.
+#pragma once
+#include <cstdint>
+
+namespace fourbee {
+
+constexpr int64_t kBlockRows = 16;  // output rows of a packed block
+constexpr int64_t kPageKeys = 64;   // positions of a page of keys and values
+constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are joined
+
+enum class Kind : int32_t { f32, bf16, int8, int4 };
+
+// A packed matrix; its bytes are described in fourbee/kernels/packed.py.
+struct Matrix {
+  Kind kind;
+  int64_t rows, columns, group, block_bytes;
+  bool rotated;
+  const uint8_t* data;
+  int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
+};
+
+// Rows made ready for one kind of matrix. f32 and bf16: values. int8 and int4: int8 values with a
+// scale and the sum of the values, both [rows, groups].
+struct Inputs {
+  Kind kind;
+  int64_t rows, columns, group;
+  bool rotated;
+  uint8_t* values;
+  float* scales;
+  int32_t* sums;
+};
+
+// Where the rows come from: `x`; or RMSNorm of x; or silu(x) * gated.
+struct Source {
+  const float* x;
+  const float* gated = nullptr;  // SwiGLU's other half
+  const float* norm = nullptr;   // RMSNorm's weight
+  float eps = 0;
+};
+
+struct Product {
+  const Matrix* matrix;
+  const Inputs* inputs;
+  float* out;  // [rows, matrix->rows]
+  bool add;    // to what is there (the residual)
+};
+
+struct HeadRotation {
+  const float* x;     // [T, heads, K]
+  const float* norm;  // [K]
+  const float* cos;   // [T, K/2]
+  const float* sin;
+  float eps;
+  int64_t heads, head_dim;
+  float* out;
+};
+
+// One layer of the pages: page p of a sequence starts at bases[p].
+struct PageLayout {
+  Kind kind;  // f32, bf16 or int8
+  int64_t heads, head_dim;
+  int64_t head_bytes;   // keys and values of one head in one layer of a page
+  int64_t layer_bytes;  // of all heads
+};
+
+struct AttentionRows {
+  const float* query;   // [count, query_heads, K]
+  float* out;           // same
+  uint8_t* const* pages;  // page i holds positions 64 i .. 64 i + 63
+  int64_t start;        // position of the first row
+  int64_t count, query_heads, layer;
+  float scale;
+};
+
+// The softmax-weighted sum over some keys, not yet divided: largest score, weights' sum, sum [K].
+struct Partial {
+  float largest, weight;
+  float* sum;
+};
+
+struct Kernels {
+  const char* name;
+  void (*prepare)(const Source&, const Inputs&, int64_t row_begin, int64_t row_end);
+  void (*multiply)(const Product&, int64_t block_begin, int64_t block_end);
+  void (*norm)(const Source&, float* out, int64_t columns, int64_t row_begin, int64_t row_end);
+  void (*rotate_heads)(const HeadRotation&, int64_t row_begin, int64_t row_end);
+  void (*unpack_row)(const Matrix&, int64_t row, float* out);
+  void (*store_keys)(const PageLayout&, uint8_t* const* pages, int64_t layer, int64_t position,
+                     const float* key, const float* value);
+  // Rows [row_begin, row_end) of one key-value head, all their keys.
+  void (*attend)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row_begin, int64_t row_end);
+  // One row's query heads over one split of the keys; partials of `group` query heads.
+  void (*attend_split)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, int64_t split, Partial* partials);
+  void (*join)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, const Partial* partials, int64_t splits);
+};
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kernels_avx2, kernels_avx512;
+#endif
+
+}  // namespace fourbee

@@ -1,0 +1,266 @@
+// Vectors of 16 lanes in three spellings: AVX-512, AVX2 (two halves) and plain C++.
+// Kernels are written once over these; each translation unit picks one by its compiler flags.
+// Everything is in an unnamed namespace: the variants must not be merged by the linker.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+inline float half_to_float(uint16_t bits) {
+  const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, low = bits & 1023;
+  uint32_t word;
+  if (exponent == 31) {
+    word = sign | 0x7f800000u | low << 13;
+  } else if (exponent) {
+    word = sign | (exponent + 112) << 23 | low << 13;
+  } else {
+    const float small = float(low) * 0x1p-24f;  // zero and the subnormal numbers
+    std::memcpy(&word, &small, 4);
+    word |= sign;
+  }
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+inline uint16_t float_to_bf16(float value) {  // to nearest, ties to even
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  if ((word & 0x7fffffffu) > 0x7f800000u) return uint16_t(word >> 16 | 64);
+  return uint16_t((word + 0x7fffu + (word >> 16 & 1)) >> 16);
+}
+
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t word = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+inline int32_t four_bytes(const void* p) {
+  int32_t value;
+  std::memcpy(&value, p, 4);
+  return value;
+}
+
+#if defined(__AVX512F__)
+
+struct F { __m512 v; };   // 16 float32
+struct I { __m512i v; };  // 16 int32
+struct B { __m512i v; };  // 64 bytes
+
+inline F zero() { return {_mm512_setzero_ps()}; }
+inline F all(float x) { return {_mm512_set1_ps(x)}; }
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
+inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F times_power_of_2(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline F load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline F load_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline F load_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+inline void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x.v)); }
+inline I all(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline B load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline B low_halves(B a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline B high_halves(B a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+// acc[i] += sum of u[4i+j] * x[j]: unsigned weights, four signed inputs alike for every lane.
+inline I dot4(I acc, B u, int32_t x) { return {_mm512_dpbusd_epi32(acc.v, u.v, _mm512_set1_epi32(x))}; }
+inline I dot4_small(I acc, B u, int32_t x) { return dot4(acc, u, x); }
+// acc[i] += w[2i] x[0] + w[2i+1] x[1] of bfloat16.
+inline F dot2_bf16(F acc, B w, int32_t x) {
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(x))};
+}
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+#elif defined(__AVX2__)
+
+struct F { __m256 a, b; };
+struct I { __m256i a, b; };
+struct B { __m256i a, b; };
+
+inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F abs(F x) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  return {_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
+}
+inline F round(F x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+}
+inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline I to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline F times_power_of_2(F x, F n) {  // n within the exponents of normal numbers
+  const I e = to_int(n);
+  const __m256i bias = _mm256_set1_epi32(127);
+  return mul(x, {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e.a, bias), 23)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e.b, bias), 23))});
+}
+inline F load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline __m256 half_bf16(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+inline F load_bf16(const uint16_t* p) { return {half_bf16(p), half_bf16(p + 8)}; }
+inline __m256 half_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+inline F load_i8(const int8_t* p) { return {half_i8(p), half_i8(p + 8)}; }
+inline void store_i8(int8_t* p, I x) {
+  alignas(32) int32_t lanes[16];
+  _mm256_store_si256((__m256i*)lanes, x.a), _mm256_store_si256((__m256i*)(lanes + 8), x.b);
+  for (int i = 0; i < 16; i++) p[i] = int8_t(lanes[i]);
+}
+inline I all(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline B load_bytes(const uint8_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline B low_halves(B x) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+inline B high_halves(B x) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
+}
+// maddubs adds two products in 16 bits: of small weights (below 128) they always fit.
+inline __m256i half_dot4_small(__m256i acc, __m256i u, __m256i x) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, x), _mm256_set1_epi16(1)));
+}
+inline I dot4_small(I acc, B u, int32_t x) {
+  const __m256i four = _mm256_set1_epi32(x);
+  return {half_dot4_small(acc.a, u.a, four), half_dot4_small(acc.b, u.b, four)};
+}
+inline I dot4(I acc, B u, int32_t x) {  // one product in 16 bits: the even bytes, then the odd ones
+  const __m256i four = _mm256_set1_epi32(x), even = _mm256_set1_epi16(0xff);
+  acc.a = half_dot4_small(acc.a, _mm256_and_si256(u.a, even), four);
+  acc.b = half_dot4_small(acc.b, _mm256_and_si256(u.b, even), four);
+  acc.a = half_dot4_small(acc.a, _mm256_andnot_si256(even, u.a), four);
+  acc.b = half_dot4_small(acc.b, _mm256_andnot_si256(even, u.b), four);
+  return acc;
+}
+inline __m256 half_dot2_bf16(__m256 acc, __m256i w, int32_t x) {
+  const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+  const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int32_t(0xffff0000))));
+  acc = _mm256_fmadd_ps(second, _mm256_set1_ps(bf16_to_float(uint16_t(uint32_t(x) >> 16))), acc);
+  return _mm256_fmadd_ps(first, _mm256_set1_ps(bf16_to_float(uint16_t(x))), acc);
+}
+inline F dot2_bf16(F acc, B w, int32_t x) { return {half_dot2_bf16(acc.a, w.a, x), half_dot2_bf16(acc.b, w.b, x)}; }
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+#else
+
+struct F { float v[16]; };
+struct I { int32_t v[16]; };
+struct B { uint8_t v[64]; };
+
+#define LANES for (int i = 0; i < 16; i++)
+inline F all(float x) { F r; LANES r.v[i] = x; return r; }
+inline F zero() { return all(0.0f); }
+inline F load(const float* p) { F r; LANES r.v[i] = p[i]; return r; }
+inline void store(float* p, F x) { LANES p[i] = x.v[i]; }
+inline F add(F a, F b) { LANES a.v[i] += b.v[i]; return a; }
+inline F sub(F a, F b) { LANES a.v[i] -= b.v[i]; return a; }
+inline F mul(F a, F b) { LANES a.v[i] *= b.v[i]; return a; }
+inline F div(F a, F b) { LANES a.v[i] /= b.v[i]; return a; }
+inline F fma(F a, F b, F c) { LANES c.v[i] += a.v[i] * b.v[i]; return c; }
+inline F max(F a, F b) { LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+inline F min(F a, F b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+inline F abs(F a) { LANES a.v[i] = std::fabs(a.v[i]); return a; }
+inline F round(F a) { LANES a.v[i] = std::nearbyintf(a.v[i]); return a; }
+inline F to_float(I a) { F r; LANES r.v[i] = float(a.v[i]); return r; }
+inline I to_int(F a) { I r; LANES r.v[i] = int32_t(std::nearbyintf(a.v[i])); return r; }
+inline F times_power_of_2(F a, F n) { LANES a.v[i] = std::ldexp(a.v[i], int(n.v[i])); return a; }
+inline F load_f16(const uint16_t* p) { F r; LANES r.v[i] = half_to_float(p[i]); return r; }
+inline F load_bf16(const uint16_t* p) { F r; LANES r.v[i] = bf16_to_float(p[i]); return r; }
+inline F load_i8(const int8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
+inline void store_i8(int8_t* p, I x) { LANES p[i] = int8_t(x.v[i]); }
+inline I all(int32_t x) { I r; LANES r.v[i] = x; return r; }
+inline B load_bytes(const uint8_t* p) { B r; std::memcpy(r.v, p, 64); return r; }
+inline B low_halves(B a) { for (int i = 0; i < 64; i++) a.v[i] &= 15; return a; }
+inline B high_halves(B a) { for (int i = 0; i < 64; i++) a.v[i] >>= 4; return a; }
+inline I dot4(I acc, B u, int32_t x) {
+  int8_t four[4];
+  std::memcpy(four, &x, 4);
+  LANES for (int j = 0; j < 4; j++) acc.v[i] += int32_t(u.v[4 * i + j]) * four[j];
+  return acc;
+}
+inline I dot4_small(I acc, B u, int32_t x) { return dot4(acc, u, x); }
+inline F dot2_bf16(F acc, B w, int32_t x) {
+  uint16_t pairs[32], two[2];
+  std::memcpy(pairs, w.v, 64), std::memcpy(two, &x, 4);
+  const float first = bf16_to_float(two[0]), second = bf16_to_float(two[1]);
+  LANES acc.v[i] += bf16_to_float(pairs[2 * i + 1]) * second;
+  LANES acc.v[i] += bf16_to_float(pairs[2 * i]) * first;
+  return acc;
+}
+inline void prefetch(const void*) {}
+#undef LANES
+
+#endif
+
+inline float sum(F x) {  // pairs of lanes, always in the same order
+  float lanes[16];
+  store(lanes, x);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline float largest(F x) {
+  float lanes[16];
+  store(lanes, x);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
+}
+
+// The one exponential: Cephes' expf, within 2 units in the last place, of x within +-87 or so.
+// The order of arguments keeps NaN: max and min give their second one then.
+inline F exp(F x) {
+  const F clamped = min(all(88.0f), max(all(-87.0f), x));
+  const F n = round(mul(clamped, all(1.44269504088896341f)));
+  F r = fma(n, all(-0.693359375f), clamped);
+  r = fma(n, all(2.12194440e-4f), r);
+  F p = all(1.9875691500e-4f);
+  p = fma(p, r, all(1.3981999507e-3f));
+  p = fma(p, r, all(8.3334519073e-3f));
+  p = fma(p, r, all(4.1665795894e-2f));
+  p = fma(p, r, all(1.6666665459e-1f));
+  p = fma(p, r, all(5.0000001201e-1f));
+  p = add(fma(p, mul(r, r), r), all(1.0f));
+  return times_power_of_2(p, n);
+}
+
+inline float exp(float x) {
+  float lanes[16];
+  store(lanes, exp(all(x)));
+  return lanes[0];
+}
+
+}  // namespace

@@ -1,0 +1,84 @@
+"""Attention of the native kernels over paged keys and values.
+
+A cache is a list of pages of 64 positions out of one pool; pages go back to it when the cache is
+no longer held. Shared pages and pages on the disk are not here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from fourbee.kernels import _native
+from fourbee.kernels.operations import FloatArray
+
+PAGE_KEYS = 64
+
+
+class NativeCache:
+    """Keys and values of one sequence."""
+
+    def __init__(self, pool: _native.KvPool, layers: int) -> None:
+        self.pool = pool
+        self.layers = layers
+        self.pages: list[int] = []
+        self.length = 0
+        weakref.finalize(self, _release, pool, self.pages)
+
+    @property
+    def capacity(self) -> int:
+        return len(self.pages) * PAGE_KEYS
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` positions in all."""
+        while self.capacity < length:
+            self.pages.append(self.pool.allocate())
+
+    def fork(self, length: int) -> NativeCache:
+        """An independent copy of the first `length` positions."""
+        assert 0 <= length <= self.length
+        copy = NativeCache(self.pool, self.layers)
+        copy.reserve(length)
+        for source, target in zip(self.pages, copy.pages, strict=False):
+            self.pool.copy(source, target)
+        copy.length = length
+        return copy
+
+
+def _release(pool: _native.KvPool, pages: list[int]) -> None:
+    while pages:
+        pool.release(pages.pop())
+
+
+class PagedAttention:
+    """Causal attention of one step: rows are, in order, `count` new positions of each cache."""
+
+    def __init__(self, chunks: Sequence[tuple[NativeCache, int]]) -> None:
+        self._caches = tuple(cache for cache, _ in chunks)
+        self._counts = np.array([count for _, count in chunks], dtype=np.int64)
+        self._starts = np.array([cache.length for cache in self._caches], dtype=np.int64)
+        pages: list[int] = []
+        offsets = [0]
+        for cache, count in chunks:
+            cache.reserve(cache.length + count)
+            pages += cache.pages
+            offsets.append(len(pages))
+        self._pages = np.array(pages, dtype=np.int64)
+        self._page_offsets = np.array(offsets, dtype=np.int64)
+
+    def __call__(
+        self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
+    ) -> FloatArray:
+        context_THK = np.empty_like(query_QTHK[0])
+        if not self._caches:
+            return context_THK.reshape(0, -1)
+        _native.attend(
+            self._caches[0].pool, layer, query_QTHK[0], key_TGK, value_TGK, self._counts,
+            self._starts, self._page_offsets, self._pages, context_THK,
+        )  # fmt: skip
+        if layer == self._caches[0].layers - 1:
+            for cache, start, count in zip(self._caches, self._starts, self._counts, strict=True):
+                cache.length = int(start + count)
+        return context_THK.reshape(len(context_THK), -1)

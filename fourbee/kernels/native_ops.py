@@ -1,0 +1,188 @@
+"""The operations over packed weights and paged keys and values, in the C++ kernels of csrc/.
+
+Activations are float32 NumPy arrays. A row's bits depend only on its own tokens and keys: not on
+the batch, the chunks of a prompt or the number of threads. What is not worth a kernel is inherited
+from NumPy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fourbee.foundation.errors import UsageError
+from fourbee.kernels import _native
+from fourbee.kernels.native_attention import NativeCache, PagedAttention
+from fourbee.kernels.numpy_ops import NumpyOperations
+from fourbee.kernels.operations import (
+    Attention,
+    FloatArray,
+    IntArray,
+    Linear,
+    Operations,
+    Rotary,
+    SequenceCache,
+)
+from fourbee.kernels.packed import Kind, PackedMatrix, pack, unpack
+
+# What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
+KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class NativeMatrix:
+    """A packed matrix as Python sees it and as the kernels do; both share its bytes."""
+
+    packed: PackedMatrix
+    weights: _native.PackedWeights
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape
+
+
+def open_native(dtype: str, threads: int | None = None) -> Operations:
+    """The native operations; UsageError for a type or a FOURBEE_ISA that they do not have."""
+    if dtype not in KINDS:
+        raise UsageError(
+            f"dtype = {dtype!r}: native operations compute in {' or '.join(KINDS)}",
+            parameter="dtype",
+        )
+    try:
+        _native.set_threads(threads or len(os.sched_getaffinity(0)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return NativeOperations(KINDS[dtype])
+
+
+class NativeOperations(NumpyOperations):
+    """`Operations` in C++: matrices are packed when they are loaded."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+        self._pools: dict[tuple[int, int, int], _native.KvPool] = {}
+
+    def from_numpy(self, array: npt.NDArray[Any]) -> Any:
+        if array.ndim != 2:
+            return super().from_numpy(array)
+        return self.from_packed(pack(array, self.kind))
+
+    def from_packed(self, packed: PackedMatrix) -> NativeMatrix:
+        """A matrix that is packed already, in whatever kind; its bytes are not copied."""
+        weights = _native.PackedWeights(
+            packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
+        )
+        return NativeMatrix(packed, weights)
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        return unpack(array.packed) if isinstance(array, NativeMatrix) else super().to_numpy(array)
+
+    def embed(self, table: NativeMatrix, token_ids: IntArray) -> FloatArray:
+        out = np.empty((len(token_ids), table.shape[1]), dtype=np.float32)
+        _native.unpack_rows(table.weights, token_ids, out)
+        return out
+
+    def norm(self, x_TD: FloatArray, weight_D: FloatArray, eps: float) -> FloatArray:
+        rows = np.ascontiguousarray(x_TD).reshape(-1, x_TD.shape[-1])
+        out = np.empty_like(rows)
+        _native.norm(rows, weight_D, eps, out)
+        return out.reshape(x_TD.shape)
+
+    def linear(
+        self, x_TD: FloatArray, linear: Linear, delta: FloatArray | None = None
+    ) -> FloatArray:
+        out = np.empty((len(x_TD), linear.weight.shape[0]), dtype=np.float32)
+        _native.linear(linear.weight.weights, x_TD, out, add=False)
+        return out if delta is None else out + delta
+
+    def norm_linear(
+        self,
+        x_TD: FloatArray,
+        norm_D: FloatArray,
+        eps: float,
+        linears: Sequence[Linear],
+        deltas: Sequence[FloatArray | None] | None = None,
+    ) -> tuple[FloatArray, ...]:
+        outs = [np.empty((len(x_TD), one.weight.shape[0]), dtype=np.float32) for one in linears]
+        _native.norm_linear(x_TD, norm_D, eps, [one.weight.weights for one in linears], outs)
+        for out, delta in zip(outs, deltas or (), strict=False):
+            if delta is not None:
+                out += delta
+        return tuple(outs)
+
+    def qk_norm_rotary(
+        self,
+        query_TN: FloatArray,
+        key_TN: FloatArray,
+        query_norm_K: FloatArray,
+        key_norm_K: FloatArray,
+        eps: float,
+        rotary: Rotary,
+    ) -> tuple[FloatArray, FloatArray]:
+        head_dim = len(query_norm_K)
+        query_THK = query_TN.reshape(len(query_TN), query_TN.shape[1] // head_dim, head_dim)
+        key_TGK = key_TN.reshape(len(key_TN), key_TN.shape[1] // head_dim, head_dim)
+        query_QTHK = np.empty((len(rotary.cos), *query_THK.shape), dtype=np.float32)
+        for cos, sin, out in zip(rotary.cos, rotary.sin, query_QTHK, strict=True):
+            _native.rotate_heads(query_THK, query_norm_K, eps, cos, sin, out)
+        rotated_TGK = np.empty_like(key_TGK)
+        _native.rotate_heads(key_TGK, key_norm_K, eps, rotary.cos[0], rotary.sin[0], rotated_TGK)
+        return query_QTHK, rotated_TGK
+
+    def linear_residual(
+        self,
+        x_TN: FloatArray,
+        linear: Linear,
+        residual_TD: FloatArray,
+        delta: FloatArray | None = None,
+    ) -> FloatArray:
+        out = residual_TD.copy() if delta is None else residual_TD + delta
+        _native.linear(linear.weight.weights, x_TN, out, add=True)
+        return out
+
+    def gated_mlp(
+        self,
+        residual_TD: FloatArray,
+        norm_D: FloatArray,
+        eps: float,
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+        deltas: Sequence[FloatArray | None] | None = None,
+    ) -> FloatArray:
+        if deltas is not None:
+            return super().gated_mlp(residual_TD, norm_D, eps, gate, up, down, deltas)
+        three = (gate.weight.weights, up.weight.weights, down.weight.weights)
+        _native.gated_mlp(residual_TD, norm_D, eps, *three)
+        return residual_TD
+
+    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
+        if head_dim % 16:
+            raise UsageError(
+                f"head_dim = {head_dim}: native operations need a multiple of 16; "
+                "use another backend"
+            )
+        return NativeCache(self._pool(layers, kv_heads, head_dim), layers)
+
+    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
+        return _own(cache).fork(length)
+
+    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
+        return PagedAttention([(_own(cache), count) for cache, count in chunks])
+
+    def _pool(self, layers: int, kv_heads: int, head_dim: int) -> _native.KvPool:
+        shape = (layers, kv_heads, head_dim)
+        if shape not in self._pools:
+            self._pools[shape] = _native.KvPool(*shape, self.kind)
+        return self._pools[shape]
+
+
+def _own(cache: SequenceCache) -> NativeCache:
+    assert isinstance(cache, NativeCache), "a cache belongs to the operations that made it"
+    return cache
