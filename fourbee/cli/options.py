@@ -16,6 +16,13 @@ Model = Annotated[
         "Qwen/Qwen3-4B-Instruct-2507. Default: the embedded fourbee-mini.",
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="auto, native (C++, on the CPU), torch (GPUs) or numpy (slow, needs nothing). auto: "
+        "the fastest that is installed."
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 = always the likeliest token. Default: the model's own."),

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fourbee.cli.options import MaxTokens, Model, Seed, Temperature, TopK, TopP
+from fourbee.cli.options import Backend, MaxTokens, Model, Seed, Temperature, TopK, TopP
 from fourbee.foundation.errors import FourbeeError, UsageError
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
+    backend: Backend = "auto",
 ) -> None:
     """Answer one prompt on standard output."""
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw and system is not None:
         raise UsageError("--system needs the chat format: leave out --raw")
-    llm = load(model)
+    llm = load(model, backend)
     params = sampling(llm, max_tokens, temperature, top_p, top_k, seed)
     if raw:
         write(llm.stream(text, params))
@@ -56,9 +57,10 @@ def chat(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
+    backend: Backend = "auto",
 ) -> None:
     """Talk with a model in the terminal."""
-    llm = load(model)
+    llm = load(model, backend)
     params = sampling(llm, max_tokens, temperature, top_p, top_k, seed)
     console = Console(stderr=True, highlight=False)
     console.print(f"[dim]{HELP}[/dim]")
@@ -86,14 +88,14 @@ def chat(
                 console.print(f"fourbee: {error}", markup=False)
 
 
-def load(model: str | None) -> LLM:
+def load(model: str | None, backend: str = "auto") -> LLM:
     """The model of `--model`, with a line on stderr while it loads."""
     from fourbee.engine.llm import LLM
     from fourbee.model.hub import resolve_model
 
     path = resolve_model(model)
     with Console(stderr=True).status(escape(f"loading {model or 'fourbee-mini'} ...")):
-        return LLM.load(path)
+        return LLM.load(path, backend=backend)
 
 
 def sampling(

@@ -20,7 +20,7 @@ from fourbee.engine.sampling import SamplingDefaults, SamplingParams
 from fourbee.engine.scheduler import EngineSettings
 from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
-from fourbee.kernels.backends import torch_operations
+from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.chat_format import ChatFormat, Message, Tool
@@ -76,17 +76,18 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         settings: EngineSettings | None = None,
+        backend: str = "auto",
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
-        Raises ModelFileError or UsageError for what cannot be loaded. `device` and `dtype` as in
-        `torch_operations`.
+        Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype` and
+        `backend` as in `open_operations`.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
         files.check()
         tokenizer, defaults = files.tokenizer, files.defaults
-        ops = torch_operations(device, dtype, files.config.torch_dtype)
+        ops = open_operations(backend, device, dtype, files.config.torch_dtype)
         return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(

@@ -1,28 +1,108 @@
-"""Which implementation of the operations runs a model; torch's until the native ones exist.
+"""Which implementation of the operations runs a model: native, torch or NumPy.
 
-Imports no backend before it is asked for, so that the rest of fourbee starts without torch.
+Imports none before it is asked for: serving on a CPU starts, and is installed, without torch.
 """
 
 from __future__ import annotations
 
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations
 
+Backend = Literal["native", "torch", "numpy"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-def torch_operations(
-    device: str = "auto", dtype: str = "auto", checkpoint_dtype: str = "bfloat16"
+logger = logging.getLogger(__name__)
+
+
+def choose_backend(name: str = "auto", device: str = "auto", dtype: str = "auto") -> Backend:
+    """The backend of this name; for "auto" the best that is installed and does what is asked.
+
+    A device other than the CPU, and float16, are torch's alone. UsageError for an unknown name.
+    """
+    if name in BACKENDS:
+        return name
+    if name != "auto":
+        raise UsageError(
+            f"backend = {name!r}: expected one of auto, {', '.join(BACKENDS)}", parameter="backend"
+        )
+    torch_installed = find_spec("torch") is not None
+    if device not in ("auto", "cpu") or dtype == "float16":
+        return "torch"
+    if device == "auto" and torch_installed and _has_cuda():
+        return "torch"
+    if native_built():
+        return "native"
+    return "torch" if torch_installed else "numpy"
+
+
+def open_operations(
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    checkpoint_dtype: str = "bfloat16",
 ) -> Operations:
-    """The operations in PyTorch. UsageError when torch or the device is missing.
+    """The operations of a backend. UsageError when it is not there or cannot do what is asked.
 
-    `device`: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N". `dtype`: "auto" (what
+    `device`: "auto" (CUDA where torch has it), "cpu", "cuda" or "cuda:N". `dtype`: "auto" (what
     the checkpoint is in; float32 for float16 on a CPU), "float32", "bfloat16" or "float16".
     """
+    chosen = choose_backend(backend, device, dtype)
+    if chosen == "torch":
+        return _open_torch(device, dtype, checkpoint_dtype)
+    if device not in ("auto", "cpu"):
+        raise UsageError(
+            f"device = {device!r}: the {chosen} backend runs on the cpu alone; use backend = torch",
+            parameter="device",
+        )
+    if chosen == "numpy":
+        if dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"dtype = {dtype!r}: the numpy backend computes in float32", parameter="dtype"
+            )
+        if backend == "auto":
+            logger.warning(
+                "running on NumPy, which is right but several times slower: the native kernels "
+                "were not built (a C++ compiler is needed)"
+            )
+        from fourbee.kernels.numpy_ops import NumpyOperations
+
+        return NumpyOperations()
+    if not native_built():
+        raise UsageError(
+            "backend = 'native': its kernels were not built when fourbee was installed (a C++ "
+            "compiler is needed); use numpy or torch",
+            parameter="backend",
+        )
+    from fourbee.kernels.native_ops import open_native
+
+    if dtype == "auto":
+        dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
+    return open_native(dtype)
+
+
+def native_built() -> bool:
+    """Whether the compiled kernels are there."""
+    return find_spec("fourbee.kernels._native") is not None
+
+
+def _has_cuda() -> bool:
+    """Whether there may be a CUDA device. Asking torch would import it, which takes a second."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def _open_torch(device: str, dtype: str, checkpoint_dtype: str) -> Operations:
     try:
         from fourbee.kernels import torch_device
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise UsageError(
-            "running a model needs PyTorch, which is not installed: pip install 'fourbee[train]'"
+            "backend = 'torch': PyTorch is not installed: pip install 'fourbee[gpu]'",
+            parameter="backend",
         ) from None
     return torch_device.open_operations(device, dtype, checkpoint_dtype)

@@ -71,7 +71,7 @@ class PagedAttention:
     def __call__(
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
     ) -> FloatArray:
-        context_THK = np.empty_like(query_QTHK[0])
+        context_THK: FloatArray = np.empty_like(query_QTHK[0])
         if not self._caches:
             return context_THK.reshape(0, -1)
         _native.attend(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels import _native
 from fourbee.kernels.native_attention import NativeCache, PagedAttention
-from fourbee.kernels.numpy_ops import NumpyOperations
+from fourbee.kernels.numpy_ops import NumpyOperations, heads
 from fourbee.kernels.operations import (
     Attention,
     FloatArray,
@@ -126,8 +126,8 @@ class NativeOperations(NumpyOperations):
         rotary: Rotary,
     ) -> tuple[FloatArray, FloatArray]:
         head_dim = len(query_norm_K)
-        query_THK = query_TN.reshape(len(query_TN), query_TN.shape[1] // head_dim, head_dim)
-        key_TGK = key_TN.reshape(len(key_TN), key_TN.shape[1] // head_dim, head_dim)
+        query_THK = heads(query_TN, head_dim)
+        key_TGK = heads(key_TN, head_dim)
         query_QTHK = np.empty((len(rotary.cos), *query_THK.shape), dtype=np.float32)
         for cos, sin, out in zip(rotary.cos, rotary.sin, query_QTHK, strict=True):
             _native.rotate_heads(query_THK, query_norm_K, eps, cos, sin, out)

@@ -12,7 +12,7 @@ from fourbee.kernels.torch_ops import DTYPES, TorchOperations
 
 
 def open_operations(device: str, dtype: str, checkpoint_dtype: str) -> Operations:
-    """Operations on a device in a type, as `backends.torch_operations` describes them."""
+    """Operations on a device in a type, as `backends.open_operations` describes them."""
     chosen = _device(device)
     if dtype == "auto":
         slow = checkpoint_dtype == "float16" and chosen.type == "cpu"

@@ -50,6 +50,7 @@ class ServeSettings:
     # As in `LLM.load`.
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "auto"
 
     @property
     def model_name(self) -> str:
@@ -76,7 +77,7 @@ def load_model(settings: ServeSettings) -> ServedModel:
     from fourbee.engine.llm import LLM
 
     path = resolve_model(settings.model)
-    llm = LLM.load(path, device=settings.device, dtype=settings.dtype)
+    llm = LLM.load(path, device=settings.device, dtype=settings.dtype, backend=settings.backend)
     return ServedModel(
         name=settings.model_name,
         engine=llm.engine,

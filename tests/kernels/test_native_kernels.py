@@ -174,7 +174,7 @@ class Sequences:
             self.pool, 1, query, key, value,
             np.array([count for *_, count in chunks]),
             np.array([start for _, start, _ in chunks]),
-            np.cumsum([0, *map(len, pages)]), np.array(sum(pages, [])), out,
+            np.cumsum([0, *map(len, pages)]), np.concatenate(pages), out,
         )  # fmt: skip
         return out
 
