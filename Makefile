@@ -9,12 +9,15 @@ BIN := $(FOURBEE_VENV)/bin
 NICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow check fix bench docs mini
+.PHONY: help install train serve test test-slow check fix bench docs mini
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: ## set up .venv with what serving and training need
+install: ## set up .venv with what serving needs (no torch)
+	@$(PYTHON) tools/install.py serve
+
+train:
 	@$(PYTHON) tools/install.py train
 
 serve: install ## serve fourbee-mini on http://127.0.0.1:8080 (ARGS="--model ...")
@@ -46,5 +49,5 @@ bench: install ## how fast this machine serves fourbee-mini
 docs: dev ## regenerate what docs take from the program
 	@$(BIN)/python tools/docs.py
 
-mini: install ## train fourbee-mini anew, from generated data to the packed model (about two hours)
+mini: train ## train fourbee-mini anew, from generated data to the packed model (about two hours)
 	@$(BIN)/python tools/train_mini.py $(ARGS)

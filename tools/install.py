@@ -1,6 +1,7 @@
 """Sets up .venv for the Makefile: says what it will download, installs once, repeats for nothing.
 
-    python3 tools/install.py train        what `make serve` needs
+    python3 tools/install.py serve        what `make serve` needs: no torch
+    python3 tools/install.py train        what `make mini` needs
     python3 tools/install.py dev          what `make test` needs
 
 Standard library only. Uses venv and pip with the user's own pip settings; a torch that the base
@@ -23,16 +24,16 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("FOURBEE_VENV", ROOT / ".venv"))
 CONSTRAINTS = ROOT / "constraints.txt"
 # Megabytes to download, measured on Linux x86-64 with Python 3.11.
-SIZES = {"train": 40, "dev": 150}
+SIZES = {"serve": 40, "train": 40, "dev": 150}
 TORCH_SIZES = (
     "about 200 MB as a CPU build, about 3 GB with CUDA (what pip takes by default on Linux)"
 )
 # An extra that holds everything another one does.
-INCLUDES = {"train": ("train", "dev"), "dev": ("dev",)}
+INCLUDES = {"serve": ("serve", "train", "dev"), "train": ("train", "dev"), "dev": ("dev",)}
 
 
 def main() -> int:
-    extra = sys.argv[1] if len(sys.argv) > 1 else "train"
+    extra = sys.argv[1] if len(sys.argv) > 1 else "serve"
     if extra not in SIZES:
         return fail(f"tools/install.py {extra}: expected one of {', '.join(SIZES)}")
     if sys.version_info < (3, 11):
@@ -57,16 +58,23 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on where this one stopped", 130)
+    if not native_built():
+        say(
+            "the native kernels were NOT built: a C++17 compiler (g++ or clang++) is missing or "
+            "failed; models run several times slower until it is there (then: make install)"
+        )
     stamp_path(extra).write_text(stamp)
     say(f"done in {time.monotonic() - started:.0f} s")
     return 0
 
 
 def announce(extra: str, torch: str | None) -> None:
-    say(f"setting up {VENV.name} with fourbee[{extra}]")
+    say(f"setting up {VENV.name} with fourbee{'' if extra == 'serve' else f'[{extra}]'}")
     say(f"  1/3 a virtual environment (Python {sys.version_info[0]}.{sys.version_info[1]})")
     wanted = re.search(r"^torch==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
-    if torch:
+    if extra == "serve":
+        say("  2/3 no torch: serving on a CPU needs none")
+    elif torch:
         say(f"  2/3 torch {torch} of your Python is used as it is")
     else:
         say(f"  2/3 torch {wanted[1] if wanted else ''}: {TORCH_SIZES};")
@@ -96,11 +104,17 @@ def install(extra: str, torch: str | None) -> None:
     path.write_text(constraints)
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
     quiet = ["--quiet", "--progress-bar", "on"] if sys.stderr.isatty() else ["--quiet"]
-    if not torch:
+    if extra != "serve" and not torch:
         say("2/3 installing torch (the long one)")
         subprocess.run([*pip, *quiet, "-c", str(path), "torch"], check=True)
-    say("3/3 installing fourbee and the rest")
-    subprocess.run([*pip, *quiet, "-c", str(path), "--editable", f"{ROOT}[{extra}]"], check=True)
+    say("3/3 installing fourbee, its native kernels (compiled) and the rest")
+    wanted = str(ROOT) if extra == "serve" else f"{ROOT}[{extra}]"
+    subprocess.run([*pip, *quiet, "-c", str(path), "--editable", wanted], check=True)
+
+
+def native_built() -> bool:
+    """Whether the compiled kernels can be imported."""
+    return run_quietly([str(VENV / "bin" / "python"), "-c", "import fourbee.kernels._native"])
 
 
 def base_torch() -> str | None:
@@ -114,8 +128,9 @@ def base_torch() -> str | None:
 def fingerprint() -> str:
     """Changes when what is to be installed changes."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
+    sources = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "CMakeLists.txt")]
+    for path in [*sources, *sorted((ROOT / "csrc").iterdir())]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
