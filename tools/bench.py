@@ -27,11 +27,16 @@ ROUNDS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint folder or a pulled model's id")
+    parser.add_argument("--backend", default="auto", help="native, torch or numpy")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--output", type=int, default=128, help="tokens of the answer")
     options = parser.parse_args()
     # No kept caches: each round reads its prompt.
-    llm = LLM.load(resolve_model(options.model), settings=EngineSettings(max_idle_tokens=0))
+    llm = LLM.load(
+        resolve_model(options.model),
+        settings=EngineSettings(max_idle_tokens=0),
+        backend=options.backend,
+    )
     prompt = [token_id % 200 for token_id in range(options.prompt)]
     results = {
         "prefill": measure(lambda: run(llm, [prompt], 1), options.prompt),
@@ -47,7 +52,8 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
-    print(json.dumps({"model": options.model or "fourbee-mini", "tokens_per_second": results,
+    print(json.dumps({"model": options.model or "fourbee-mini", "backend": options.backend,
+                      "tokens_per_second": results,
                       "machine": machine, "commit": commit}))  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Makes fourbee-mini anew: data, tokenizer, pretraining, fine-tuning, evaluation, packing.
 
-    make mini                     about two hours on two cores
+    make mini                     about four hours on two cores
     make mini ARGS=--to-package   also replaces the model inside the package
 
 Each stage that is done is kept in runs/mini: after an interruption the same command goes on where
@@ -32,6 +32,8 @@ STAGES = (
     (("train", "sft", f"{RECIPES}/compare.toml"), RUN / "compare/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/sft.toml"), RUN / "sft/model/tokenizer.json"),
     (("train", "sft", f"{RECIPES}/finish.toml"), RUN / "finish/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/longer.toml"), RUN / "longer/model/tokenizer.json"),
+    (("train", "sft", f"{RECIPES}/settle.toml"), RUN / "settle/model/tokenizer.json"),
     (
         ("data", "blind", "tests/mini/blind", str(RUN / "data/blind.jsonl")),
         RUN / "data/blind.jsonl",
@@ -51,7 +53,7 @@ def main() -> int:
         say(f"fourbee {' '.join(words)}")
         if code := run(list(words)):
             return code
-    quantize_checkpoint(RUN / "finish" / "model", PACKED)
+    quantize_checkpoint(RUN / "settle" / "model", PACKED)
     files = [
         str(RUN / "data" / f"{name}.jsonl") for name in ("held_out", "unseen", "blind", "blind_2")
     ]

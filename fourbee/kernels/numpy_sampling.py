@@ -80,9 +80,6 @@ def _sample_row(logits_V: FloatArray, request: HeadRequest, row: int) -> int:
         probabilities = _softmax(scaled)
     keep = probabilities >= probabilities.max() * request.min_p[row]
     if top_p < 1:
-        if top_k >= len(scaled):
-            ids = likeliest(scaled, len(scaled))
-            probabilities = probabilities[ids]
         # The smallest set of likeliest tokens whose mass reaches top_p: never empty.
         keep &= probabilities.cumsum() - probabilities < top_p
     noise = gumbel_noise(int(request.seed[row]), int(request.position[row]), ids)

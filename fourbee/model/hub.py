@@ -8,7 +8,6 @@ interrupted pull goes on the next time. One pull of a model runs at a time.
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import json
 import os
 import re
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from fourbee.model.download import Repository
 
 EMBEDDED = "fourbee-mini"
+# Not importlib.resources: an editable install splits the package over two folders.
+MODELS = Path(__file__).resolve().parent.parent / "models"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECORD = "download.json"  # the commit of a pulled folder, and its files' digests
 _SPARE_BYTES = 100_000_000  # stay free on the disk
@@ -103,7 +104,7 @@ def pull(model_id: str, revision: str = "main", progress: Progress | None = None
 
 
 def _embedded() -> Path:
-    folder = Path(str(importlib.resources.files("fourbee"))) / "models" / EMBEDDED
+    folder = MODELS / EMBEDDED
     if not folder.is_dir():
         raise ModelFileError(
             f"model {EMBEDDED!r}: not in this installation (no {folder}); name another model"

@@ -1,4 +1,4 @@
-"""The native kernels against NumPy in float64, over odd shapes; and that rows do not know each other.
+"""The native kernels against NumPy in float64, over odd shapes; rows do not know each other.
 
 `test_native_variants.py` runs this file again for every instruction set of the machine.
 """

@@ -104,8 +104,8 @@ def test_what_is_no_model_is_named_with_the_remedy(tmp_path) -> None:
 
 
 def test_the_embedded_model_is_found_in_the_package(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path / package)
-    folder = tmp_path / "fourbee" / "models" / "fourbee-mini"
+    monkeypatch.setattr("fourbee.model.hub.MODELS", tmp_path / "models")
+    folder = tmp_path / "models" / "fourbee-mini"
     absent = f"model 'fourbee-mini': not in this installation (no {folder}); name another model"
     assert message(resolve_model, None) == absent
     assert message(resolve_model, "fourbee-mini") == absent

@@ -58,9 +58,25 @@ def test_a_second_run_does_nothing_and_says_nothing(install, commands, monkeypat
     run(install, monkeypatch, "dev")
     commands.clear()
     capsys.readouterr()
-    for extra in ("dev", "train"):  # dev holds all of train
+    for extra in ("dev", "train", "serve"):  # each holds all of the next
         assert run(install, monkeypatch, extra) == 0
     assert (commands, capsys.readouterr().err) == ([], "")
+
+
+def test_serving_installs_no_torch(install, commands, monkeypatch, capsys):
+    assert run(install, monkeypatch, "serve") == 0
+    assert "no torch: serving on a CPU needs none" in capsys.readouterr().err
+    assert [command[-1] for command in commands] == [str(install.ROOT)]
+
+
+def test_kernels_that_were_not_built_are_told_with_what_they_cost(
+    install, commands, monkeypatch, capsys
+):
+    monkeypatch.setattr(install, "run_quietly", lambda command: "_native" not in command[-1])
+    assert run(install, monkeypatch, "serve") == 0
+    said = capsys.readouterr().err
+    assert "the native kernels were NOT built: a C++17 compiler" in said
+    assert "several times slower" in said
 
 
 def test_train_alone_is_not_enough_for_dev(install, commands, monkeypatch):
@@ -112,7 +128,7 @@ def test_what_did_not_end_well_leaves_no_stamp(install, monkeypatch, capsys, err
 def test_an_unknown_extra_is_refused(install, monkeypatch, capsys):
     assert run(install, monkeypatch, "all") == 1
     said = capsys.readouterr().err
-    assert said == "fourbee: tools/install.py all: expected one of train, dev\n"
+    assert said == "fourbee: tools/install.py all: expected one of serve, train, dev\n"
 
 
 def test_an_old_python_is_refused_with_what_to_type(install, monkeypatch, capsys):
