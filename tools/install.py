@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -127,7 +128,8 @@ def base_torch() -> str | None:
 
 def fingerprint() -> str:
     """Changes when what is to be installed changes."""
-    digest = hashlib.sha256(sys.version.encode())
+    compilers = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    digest = hashlib.sha256(f"{sys.version} {compilers}".encode())
     sources = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "CMakeLists.txt")]
     for path in [*sources, *sorted((ROOT / "csrc").iterdir())]:
         digest.update(path.read_bytes())

@@ -1,7 +1,7 @@
 """The operations contract: what a backend offers to the one definition of the network.
 
 Pure functions of arrays, except where a line says what may be overwritten. An `Array` is whatever
-the backend works on (a torch tensor today, native buffers later): nothing outside `kernels` looks
+the backend works on (a torch tensor, a NumPy array, a packed matrix): nothing outside `kernels` looks
 inside one. This file holds the contract only; `torch_ops.py` is the reference that every other
 backend is tested against.
 
@@ -151,7 +151,7 @@ class Operations(Protocol):
     def linear_residual(
         self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Array | None = None
     ) -> Array:
-        """`residual + x W^T + delta`, `[T, D]`; may overwrite `residual_TD`."""
+        """`residual + x W^T + delta`, `[T, D]`; leaves `residual_TD` as it is (it may be tapped)."""
         ...
 
     def gated_mlp(
