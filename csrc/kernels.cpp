@@ -335,6 +335,85 @@ void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
   }
 }
 
+// ---- packing ---------------------------------------------------------------------------------
+
+// Scales that are tried for a group of 4 bits: its extreme value becomes -8 + step / 10.
+constexpr int kSearchSteps = 9;
+
+float group_scale_8(const float* x, int64_t group) {
+  F top = zero();
+  for (int64_t d = 0; d < group; d += 16) top = max(top, abs(load(x + d)));
+  return half_to_float(float_to_half(largest(top) / 127.0f));
+}
+
+// The scale and the integers of 4 bits with the least squared error: for each candidate the
+// integers, then the scale that suits them best (least squares), as in llama.cpp's searches.
+float group_scale_4(const float* x, int64_t group, float* integers) {
+  float extreme = 0;
+  for (int64_t d = 0; d < group; d++)
+    if (std::fabs(x[d]) > std::fabs(extreme)) extreme = x[d];
+  std::fill(integers, integers + group, 0.0f);
+  if (extreme == 0) return 0;
+  const F low = all(-8.0f), high = all(7.0f);
+  float best_gain = -1, best_inverse = 0, scale = 0;
+  for (int step = -kSearchSteps; step <= kSearchSteps; step++) {
+    const float inverse = -(8.0f + 0.1f * float(step)) / extreme;
+    F products = zero(), squares = zero();
+    for (int64_t d = 0; d < group; d += 16) {
+      const F v = load(x + d), q = min(high, max(low, round(mul(v, all(inverse)))));
+      products = fma(v, q, products);
+      squares = fma(q, q, squares);
+    }
+    const float dot = sum(products), square = sum(squares);
+    const float gain = square > 0 ? dot * dot / square : 0;  // squared error that this takes away
+    if (gain > best_gain) best_gain = gain, best_inverse = inverse, scale = square > 0 ? dot / square : 0;
+  }
+  for (int64_t d = 0; d < group; d += 16)
+    store(integers + d, min(high, max(low, round(mul(load(x + d), all(best_inverse))))));
+  return half_to_float(float_to_half(scale));
+}
+
+void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
+  const bool small = w.kind == Kind::int4;
+  const int64_t lines = w.group / (small ? 8 : 4);
+  std::vector<float> integers(w.group);
+  for (int64_t g = 0; g < w.columns / w.group; g++, block += lines * 64 + kBlockRows * 2) {
+    std::memset(block, 0, lines * 64);
+    for (int64_t n = 0; n < kBlockRows; n++) {
+      const float* x = rows + n * w.columns + g * w.group;
+      const float scale = small ? group_scale_4(x, w.group, integers.data()) : group_scale_8(x, w.group);
+      if (!small) {
+        const F divisor = all(scale > 0 ? scale : 1.0f);
+        for (int64_t d = 0; d < w.group; d += 16)
+          store(integers.data() + d, min(all(127.0f), max(all(-127.0f), round(div(load(x + d), divisor)))));
+      }
+      for (int64_t d = 0; d < w.group; d++) {
+        const int64_t in_line = d % (small ? 8 : 4);
+        const int32_t q = int32_t(integers[d]) + (small ? 8 : 128);
+        block[d / (small ? 8 : 4) * 64 + n * 4 + in_line % 4] |= uint8_t(in_line < 4 ? q : q << 4);
+      }
+      const uint16_t bits = float_to_half(scale);
+      std::memcpy(block + lines * 64 + n * 2, &bits, 2);
+    }
+  }
+}
+
+void pack_block(const Matrix& w, float* rows, uint8_t* block) {
+  if (w.rotated)
+    for (int64_t n = 0; n < kBlockRows; n++) hadamard_128(rows + n * w.columns, w.columns);
+  if (w.kind == Kind::int8 || w.kind == Kind::int4) return pack_groups(w, rows, block);
+  for (int64_t n = 0; n < kBlockRows; n++)
+    for (int64_t d = 0; d < w.columns; d++) {
+      const float value = rows[n * w.columns + d];
+      if (w.kind == Kind::f32) {
+        std::memcpy(block + d * 64 + n * 4, &value, 4);
+      } else {
+        const uint16_t bits = float_to_bf16(value);
+        std::memcpy(block + d / 2 * 64 + n * 4 + d % 2 * 2, &bits, 2);
+      }
+    }
+}
+
 void unpack_row(const Matrix& w, int64_t row, float* out) {
   const int64_t lane = row % kBlockRows;
   const uint8_t* data = w.data + row / kBlockRows * w.block_bytes;
@@ -634,7 +713,7 @@ void join(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_
 #define FOURBEE_STRING(a) FOURBEE_STRING_(a)
 
 const Kernels FOURBEE_JOINED(kernels_, FOURBEE_ISA_NAME) = {
-    FOURBEE_STRING(FOURBEE_ISA_NAME), prepare, multiply, norm, rotate_heads, unpack_row,
+    FOURBEE_STRING(FOURBEE_ISA_NAME), prepare, multiply, norm, rotate_heads, pack_block, unpack_row,
     store_keys, attend, attend_split, join,
 };
 

@@ -124,6 +124,22 @@ class PackedWeights {
   Matrix matrix_;
 };
 
+// Packs dense rows into `data`, a block a task: [rows, columns] from a multiple of 16 rows on.
+void pack(const std::string& kind, int64_t group, bool rotated, InRows rows, nb::ndarray<uint8_t, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu> data) {
+  const int64_t count = int64_t(rows.shape(0)), columns = int64_t(rows.shape(1));
+  // Its checks are those of a matrix that is packed already.
+  const PackedWeights packed(kind, count, columns, group, rotated, Bytes(data));
+  nb::gil_scoped_release release;
+  std::lock_guard lock(machine().busy);
+  const Matrix& matrix = packed.matrix();
+  machine().pool->run(matrix.blocks(), [&](int64_t block) {
+    std::vector<float> sixteen(size_t(kBlockRows * columns), 0.0f);
+    const int64_t first = block * kBlockRows, end = std::min(count, first + kBlockRows);
+    std::copy(rows.data() + first * columns, rows.data() + end * columns, sixteen.data());
+    machine().kernels->pack_block(matrix, sixteen.data(), data.data() + block * matrix.block_bytes);
+  });
+}
+
 bool alike(const Matrix& a, const Matrix& b) {
   const auto inputs = [](Kind kind) { return kind == Kind::int4 ? Kind::int8 : kind; };
   return inputs(a.kind) == inputs(b.kind) && a.columns == b.columns && a.group == b.group && a.rotated == b.rotated;
@@ -358,6 +374,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("used", &KvPool::used)
       .def_prop_ro("page_bytes", &KvPool::page_bytes);
 
+  module.def("pack", &pack, nb::arg("kind"), nb::arg("group"), nb::arg("rotated"), nb::arg("rows"), nb::arg("data"));
   module.def("linear", &linear, nb::arg("weights"), nb::arg("x"), nb::arg("out"), nb::arg("add"));
   module.def("norm_linear", &norm_linear, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("weights"), nb::arg("outs"));
   module.def("gated_mlp", &gated_mlp, nb::arg("residual"), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"), nb::arg("down"));

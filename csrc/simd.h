@@ -28,6 +28,21 @@ inline float half_to_float(uint16_t bits) {
   return value;
 }
 
+inline uint16_t float_to_half(float value) {  // to nearest, ties to even; too large is infinite
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  const uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
+  if (size > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (size >= 0x477ff000) return uint16_t(sign | 0x7c00);
+  if (size < 0x38800000) {  // subnormal: a whole number of 2^-24, rounded by the addition
+    const float shifted = std::fabs(value) + 0.5f;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    return uint16_t(sign | (bits - 0x3f000000));
+  }
+  return uint16_t(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
+}
+
 inline uint16_t float_to_bf16(float value) {  // to nearest, ties to even
   uint32_t word;
   std::memcpy(&word, &value, 4);

@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint folder or a pulled model's id")
     parser.add_argument("--backend", default="auto", help="native, torch or numpy")
+    parser.add_argument("--quantize", default="none", help="none, int8 or int4")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--output", type=int, default=128, help="tokens of the answer")
     options = parser.parse_args()
@@ -36,6 +37,7 @@ def main() -> None:
         resolve_model(options.model),
         settings=EngineSettings(max_idle_tokens=0),
         backend=options.backend,
+        quantize=options.quantize,
     )
     prompt = [token_id % 200 for token_id in range(options.prompt)]
     results = {
@@ -53,6 +55,7 @@ def main() -> None:
     ).stdout.strip()
     machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
     print(json.dumps({"model": options.model or "fourbee-mini", "backend": options.backend,
+                      "quantize": options.quantize,
                       "tokens_per_second": results,
                       "machine": machine, "commit": commit}))  # fmt: skip
 

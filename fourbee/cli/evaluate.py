@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fourbee.cli.options import Backend, Model
+from fourbee.cli.options import Backend, Model, Quantize
 
 
 def evaluate(
@@ -23,13 +23,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the first sample.")] = 0,
     wrong: Annotated[int, typer.Option(min=0, help="Show this many wrong answers a skill.")] = 0,
     backend: Backend = "auto",
+    quantize: Quantize = "none",
 ) -> None:
     """Score a model on samples. The last line of standard output is one JSON document."""
     from fourbee.cli.talk import load
     from fourbee.evaluation.samples import answer, read_samples, shares
 
     per_file = {path: read_samples(path, limit) for path in files}
-    llm = load(model, backend)
+    llm = load(model, backend, quantize)
     console, document = Console(stderr=True, highlight=False), {}
     for path, samples in per_file.items():
         drawn = answer(llm, samples, temperature, seed)

@@ -23,6 +23,13 @@ Backend = Annotated[
         "the fastest that is installed."
     ),
 ]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        help="none, int8 or int4 (4.25 bits a weight; embedding and head int8): packs the weights "
+        "while they load. Native backend only."
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 = always the likeliest token. Default: the model's own."),

@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fourbee.cli.options import Backend, Model
+from fourbee.cli.options import Backend, Model, Quantize
 
 
 def serve(
@@ -35,6 +35,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     backend: Backend = "auto",
+    quantize: Quantize = "none",
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
     from fourbee.model.hub import resolve_model
@@ -45,7 +46,7 @@ def serve(
     resolve_model(model)
     # Not typer's `envvar`: help would then print the key's value as a default.
     keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
-    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend))
+    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend, quantize))
 
 
 def pull(

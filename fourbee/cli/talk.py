@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fourbee.cli.options import Backend, MaxTokens, Model, Seed, Temperature, TopK, TopP
+from fourbee.cli.options import Backend, MaxTokens, Model, Quantize, Seed, Temperature, TopK, TopP
 from fourbee.foundation.errors import FourbeeError, UsageError
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ def generate(
     top_k: TopK = None,
     seed: Seed = None,
     backend: Backend = "auto",
+    quantize: Quantize = "none",
 ) -> None:
     """Answer one prompt on standard output."""
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw and system is not None:
         raise UsageError("--system needs the chat format: leave out --raw")
-    llm = load(model, backend)
+    llm = load(model, backend, quantize)
     params = sampling(llm, max_tokens, temperature, top_p, top_k, seed)
     if raw:
         write(llm.stream(text, params))
@@ -58,9 +59,10 @@ def chat(
     top_k: TopK = None,
     seed: Seed = None,
     backend: Backend = "auto",
+    quantize: Quantize = "none",
 ) -> None:
     """Talk with a model in the terminal."""
-    llm = load(model, backend)
+    llm = load(model, backend, quantize)
     params = sampling(llm, max_tokens, temperature, top_p, top_k, seed)
     console = Console(stderr=True, highlight=False)
     console.print(f"[dim]{HELP}[/dim]")
@@ -88,14 +90,14 @@ def chat(
                 console.print(f"fourbee: {error}", markup=False)
 
 
-def load(model: str | None, backend: str = "auto") -> LLM:
+def load(model: str | None, backend: str = "auto", quantize: str = "none") -> LLM:
     """The model of `--model`, with a line on stderr while it loads."""
     from fourbee.engine.llm import LLM
     from fourbee.model.hub import resolve_model
 
     path = resolve_model(model)
     with Console(stderr=True).status(escape(f"loading {model or 'fourbee-mini'} ...")):
-        return LLM.load(path, backend=backend)
+        return LLM.load(path, backend=backend, quantize=quantize)
 
 
 def sampling(

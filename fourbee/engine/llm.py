@@ -77,17 +77,19 @@ class LLM:
         dtype: str = "auto",
         settings: EngineSettings | None = None,
         backend: str = "auto",
+        quantize: str = "none",
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
-        Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype` and
-        `backend` as in `open_operations`.
+        Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
+        `backend` and `quantize` as in `open_operations`.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
         files.check()
         tokenizer, defaults = files.tokenizer, files.defaults
-        ops = open_operations(backend, device, dtype, files.config.torch_dtype)
+        config = files.config
+        ops = open_operations(backend, device, dtype, config.torch_dtype, quantize, config.head_dim)
         return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(

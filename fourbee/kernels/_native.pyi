@@ -34,6 +34,9 @@ class KvPool:
     @property
     def page_bytes(self) -> int: ...
 
+def pack(
+    kind: str, group: int, rotated: bool, rows: Floats, data: npt.NDArray[np.uint8]
+) -> None: ...
 def linear(weights: PackedWeights, x: Floats, out: Floats, add: bool) -> None: ...
 def norm_linear(
     x: Floats, norm: Floats, eps: float, weights: Sequence[PackedWeights], outs: Sequence[Floats]

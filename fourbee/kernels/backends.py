@@ -15,14 +15,18 @@ from fourbee.kernels.operations import Operations
 
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+QUANTIZATIONS = ("none", "int8", "int4")
 
 logger = logging.getLogger(__name__)
 
 
-def choose_backend(name: str = "auto", device: str = "auto", dtype: str = "auto") -> Backend:
+def choose_backend(
+    name: str = "auto", device: str = "auto", dtype: str = "auto", head_dim: int = 128
+) -> Backend:
     """The backend of this name; for "auto" the best that is installed and does what is asked.
 
-    A device other than the CPU, and float16, are torch's alone. UsageError for an unknown name.
+    A device other than the CPU, and float16, are torch's alone; the native kernels want heads of a
+    multiple of 16. UsageError for an unknown name.
     """
     if name in BACKENDS:
         return name
@@ -35,7 +39,7 @@ def choose_backend(name: str = "auto", device: str = "auto", dtype: str = "auto"
         return "torch"
     if device == "auto" and torch_installed and _has_cuda():
         return "torch"
-    if native_built():
+    if native_built() and head_dim % 16 == 0:
         return "native"
     return "torch" if torch_installed else "numpy"
 
@@ -45,13 +49,26 @@ def open_operations(
     device: str = "auto",
     dtype: str = "auto",
     checkpoint_dtype: str = "bfloat16",
+    quantize: str = "none",
+    head_dim: int = 128,
 ) -> Operations:
     """The operations of a backend. UsageError when it is not there or cannot do what is asked.
 
     `device`: "auto" (CUDA where torch has it), "cpu", "cuda" or "cuda:N". `dtype`: "auto" (what
     the checkpoint is in; float32 for float16 on a CPU), "float32", "bfloat16" or "float16".
+    `quantize`: "none", "int8" or "int4", which packs the weights while they load (native alone).
     """
-    chosen = choose_backend(backend, device, dtype)
+    chosen = choose_backend(backend, device, dtype, head_dim)
+    if quantize not in QUANTIZATIONS:
+        raise UsageError(
+            f"quantize = {quantize!r}: expected one of {', '.join(QUANTIZATIONS)}",
+            parameter="quantize",
+        )
+    if quantize != "none" and chosen != "native":
+        raise UsageError(
+            f"quantize = {quantize!r}: needs the native backend, this is {chosen}",
+            parameter="quantize",
+        )
     if chosen == "torch":
         return _open_torch(device, dtype, checkpoint_dtype)
     if device not in ("auto", "cpu"):
@@ -82,7 +99,7 @@ def open_operations(
 
     if dtype == "auto":
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
-    return open_native(dtype)
+    return open_native(dtype, quantize)
 
 
 def native_built() -> bool:

@@ -28,10 +28,33 @@ from fourbee.kernels.operations import (
     Rotary,
     SequenceCache,
 )
-from fourbee.kernels.packed import Kind, PackedMatrix, pack, unpack
+from fourbee.kernels.packed import (
+    BLOCK_ROWS,
+    Kind,
+    PackedMatrix,
+    block_bytes,
+    check_packing,
+    unpack,
+)
 
 # What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
 KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
+# Columns that share a scale where weights are quantised.
+GROUP = 64
+# Rows that are made float32 at a time while a matrix is packed.
+_ROWS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How matrices are kept: `layers` those of the layers, `tables` embedding and head."""
+
+    layers: Kind
+    tables: Kind
+    rotated: bool = False  # the layers', by Hadamard-128: outliers are spread before rounding
+
+
+PACKINGS = {"int8": Packing("int8", "int8"), "int4": Packing("int4", "int8", rotated=True)}
 
 
 @dataclass(frozen=True)
@@ -46,8 +69,11 @@ class NativeMatrix:
         return self.packed.shape
 
 
-def open_native(dtype: str, threads: int | None = None) -> Operations:
-    """The native operations; UsageError for a type or a FOURBEE_ISA that they do not have."""
+def open_native(dtype: str, quantize: str = "none", threads: int | None = None) -> Operations:
+    """The native operations; UsageError for a type or a FOURBEE_ISA that they do not have.
+
+    `quantize`: "none", "int8" or "int4"; keys and values stay in `dtype`.
+    """
     if dtype not in KINDS:
         raise UsageError(
             f"dtype = {dtype!r}: native operations compute in {' or '.join(KINDS)}",
@@ -57,21 +83,24 @@ def open_native(dtype: str, threads: int | None = None) -> Operations:
         _native.set_threads(threads or len(os.sched_getaffinity(0)))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return NativeOperations(KINDS[dtype])
+    kind = KINDS[dtype]
+    return NativeOperations(kind, PACKINGS.get(quantize, Packing(kind, kind)))
 
 
 class NativeOperations(NumpyOperations):
     """`Operations` in C++: matrices are packed when they are loaded."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kv_kind: Kind, packing: Packing) -> None:
         super().__init__()
-        self.kind = kind
+        self.kv_kind, self.packing = kv_kind, packing
         self._pools: dict[tuple[int, int, int], _native.KvPool] = {}
 
-    def from_numpy(self, array: npt.NDArray[Any]) -> Any:
+    def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         if array.ndim != 2:
             return super().from_numpy(array)
-        return self.from_packed(pack(array, self.kind))
+        packing = self.packing
+        kind, rotated = (packing.tables, False) if table else (packing.layers, packing.rotated)
+        return self.from_packed(pack_natively(array, kind, GROUP, rotated))
 
     def from_packed(self, packed: PackedMatrix) -> NativeMatrix:
         """A matrix that is packed already, in whatever kind; its bytes are not copied."""
@@ -179,8 +208,22 @@ class NativeOperations(NumpyOperations):
     def _pool(self, layers: int, kv_heads: int, head_dim: int) -> _native.KvPool:
         shape = (layers, kv_heads, head_dim)
         if shape not in self._pools:
-            self._pools[shape] = _native.KvPool(*shape, self.kind)
+            self._pools[shape] = _native.KvPool(*shape, self.kv_kind)
         return self._pools[shape]
+
+
+def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
+    """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error)."""
+    rows, columns = matrix.shape
+    check_packing(kind, columns, group, rotated)
+    group = group if kind in ("int8", "int4") else 0
+    blocks = -(-rows // BLOCK_ROWS)
+    data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    for begin in range(0, rows, _ROWS_AT_A_TIME):
+        part = np.ascontiguousarray(matrix[begin : begin + _ROWS_AT_A_TIME], dtype=np.float32)
+        end = begin // BLOCK_ROWS - (-len(part) // BLOCK_ROWS)
+        _native.pack(kind, group, rotated, part, data[begin // BLOCK_ROWS : end])
+    return PackedMatrix(kind, rows, columns, group, rotated, data)
 
 
 def _own(cache: SequenceCache) -> NativeCache:

@@ -29,7 +29,7 @@ from fourbee.kernels.packed import hadamard_128
 class NumpyOperations:
     """`Operations` over NumPy arrays."""
 
-    def from_numpy(self, array: npt.NDArray[Any]) -> Any:
+    def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         return np.array(array, dtype=np.float32)
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:

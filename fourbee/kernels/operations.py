@@ -1,9 +1,9 @@
 """The operations contract: what a backend offers to the one definition of the network.
 
 Pure functions of arrays, except where a line says what may be overwritten. An `Array` is whatever
-the backend works on (a torch tensor, a NumPy array, a packed matrix): nothing outside `kernels` looks
-inside one. This file holds the contract only; `torch_ops.py` is the reference that every other
-backend is tested against.
+the backend works on (a torch tensor, a NumPy array, a packed matrix): nothing outside `kernels`
+looks inside one. This file holds the contract only; `torch_ops.py` is the reference that every
+other backend is tested against.
 
 Shape legend: T rows (tokens of all sequences of a step, one after another), D hidden width,
 H query heads, G key-value heads, K head dimension, N any output width, R rows that go on to the
@@ -105,8 +105,11 @@ class HeadResult:
 class Operations(Protocol):
     """What the network, the loader and the engine ask of a backend."""
 
-    def from_numpy(self, array: npt.NDArray[Any]) -> Array:
-        """A backend array in the compute type; the NumPy array may be read-only and is not kept."""
+    def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Array:
+        """A backend array in the compute type; the NumPy array may be read-only and is not kept.
+
+        `table`: the embedding or the head, which a backend that quantises keeps in more bits.
+        """
         ...
 
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:
@@ -151,7 +154,7 @@ class Operations(Protocol):
     def linear_residual(
         self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Array | None = None
     ) -> Array:
-        """`residual + x W^T + delta`, `[T, D]`; leaves `residual_TD` as it is (it may be tapped)."""
+        """`residual + x W^T + delta`, `[T, D]`; a new array: taps hold the residual."""
         ...
 
     def gated_mlp(

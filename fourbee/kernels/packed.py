@@ -62,7 +62,7 @@ def pack(
 ) -> PackedMatrix:
     """W `[rows, columns]` packed; int8 and int4 by the largest of each group (plain rounding)."""
     rows, columns = matrix.shape
-    _check(kind, columns, group, rotated)
+    check_packing(kind, columns, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     group = group if kind in ("int8", "int4") else 0
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
@@ -97,7 +97,8 @@ def hadamard_128(x: FloatArray) -> FloatArray:
     return result
 
 
-def _check(kind: Kind, columns: int, group: int, rotated: bool) -> None:
+def check_packing(kind: Kind, columns: int, group: int, rotated: bool) -> None:
+    """UsageError where a matrix of so many columns cannot be packed like this."""
     multiple = {"f32": 1, "bf16": 2}.get(kind, group)
     if rotated:
         multiple = max(multiple, 128)

@@ -40,7 +40,7 @@ class TorchOperations:
         self.device = torch.device(device)
         self.dtype = dtype
 
-    def from_numpy(self, array: npt.NDArray[Any]) -> Tensor:
+    def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Tensor:
         if array.dtype == ml_dtypes.bfloat16:
             bits = torch.from_numpy(np.array(array).view(np.uint16))
             tensor = bits.view(torch.bfloat16)

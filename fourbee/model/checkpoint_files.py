@@ -27,7 +27,7 @@ from fourbee.model.int8 import INT8, SCALE, pack_rows
 from fourbee.model.packing import DENSE, Packing, Part
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, write_tensors
-from fourbee.model.weights import largest_first, named_tensors, tensor_shapes, weights_tree
+from fourbee.model.weights import TABLES, largest_first, named_tensors, tensor_shapes, weights_tree
 
 Progress = Callable[[str, int, int], None]  # a name, bytes done, bytes in all
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
@@ -73,7 +73,7 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
     done, total = 0, sum(sizes.values())
     tensors: dict[str, Array] = {}
     for name in largest_first(config):
-        tensors[name] = ops.from_numpy(_read(folder, packing, name, parts[name]))
+        tensors[name] = ops.from_numpy(_read(folder, packing, name, parts[name]), name in TABLES)
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)

@@ -18,7 +18,7 @@ from fourbee.model.checkpoint_files import refuse_other_tensors
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile
 from fourbee.model.qwen3 import Qwen3Weights
-from fourbee.model.weights import largest_first, tensor_shapes, weights_tree
+from fourbee.model.weights import TABLES, largest_first, tensor_shapes, weights_tree
 
 _ARCHITECTURE = "qwen3"
 _WHOLE: Mapping[str, str] = {
@@ -112,7 +112,7 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
     _check_tensors(file, config)
     tensors: dict[str, Array] = {}
     for name in largest_first(config):
-        tensors[name] = ops.from_numpy(file.tensors[_name_in_file(name)].read())
+        tensors[name] = ops.from_numpy(file.tensors[_name_in_file(name)].read(), name in TABLES)
     return weights_tree(config, tensors)
 
 

@@ -51,6 +51,7 @@ class ServeSettings:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
+    quantize: str = "none"
 
     @property
     def model_name(self) -> str:
@@ -77,7 +78,13 @@ def load_model(settings: ServeSettings) -> ServedModel:
     from fourbee.engine.llm import LLM
 
     path = resolve_model(settings.model)
-    llm = LLM.load(path, device=settings.device, dtype=settings.dtype, backend=settings.backend)
+    llm = LLM.load(
+        path,
+        device=settings.device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        quantize=settings.quantize,
+    )
     return ServedModel(
         name=settings.model_name,
         engine=llm.engine,

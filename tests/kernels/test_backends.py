@@ -44,6 +44,7 @@ def machine(monkeypatch):
         ({"cuda": True, "torch": False}, {}, "native"),
         ({}, {"device": "cuda"}, "torch"),
         ({}, {"dtype": "float16"}, "torch"),
+        ({}, {"head_dim": 40}, "torch"),
         ({"native": False}, {}, "torch"),
         ({"native": False, "torch": False}, {}, "numpy"),
         ({}, {"name": "numpy"}, "numpy"),
@@ -73,9 +74,11 @@ def test_the_checkpoint_decides_the_type_unless_told(dtype, checkpoint, expected
 
 def test_the_kind_of_native_weights_follows_the_type() -> None:
     pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
-    assert open_operations("native", "cpu", "auto", "bfloat16").kind == "bf16"
-    assert open_operations("native", "cpu", "auto", "float16").kind == "f32"
-    assert open_operations("native", "cpu", "bfloat16", "float32").kind == "bf16"
+    assert open_operations("native", "cpu", "auto", "bfloat16").kv_kind == "bf16"
+    assert open_operations("native", "cpu", "auto", "float16").kv_kind == "f32"
+    assert open_operations("native", "cpu", "bfloat16", "float32").kv_kind == "bf16"
+    int4 = open_operations("native", "cpu", "auto", "bfloat16", "int4").packing
+    assert (int4.layers, int4.tables, int4.rotated) == ("int4", "int8", True)
     assert refusal("native", "cpu", "float16") == (
         "dtype = 'float16': native operations compute in float32 or bfloat16",
         "dtype",
@@ -96,6 +99,14 @@ def test_what_there_is_not_is_refused_with_what_there_is(monkeypatch) -> None:
     assert refusal("torch", "cpu", "int4") == (
         "dtype = 'int4': expected one of auto, float32, bfloat16, float16",
         "dtype",
+    )
+    assert refusal("native", "cpu", "auto", "bfloat16", "int3") == (
+        "quantize = 'int3': expected one of none, int8, int4",
+        "quantize",
+    )
+    assert refusal("torch", "cpu", "auto", "bfloat16", "int4") == (
+        "quantize = 'int4': needs the native backend, this is torch",
+        "quantize",
     )
     assert refusal("blas") == (
         "backend = 'blas': expected one of auto, native, torch, numpy",

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from fourbee.kernels.packed import pack, unpack
+from fourbee.kernels.packed import PackedMatrix, block_bytes, pack, unpack
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 
@@ -106,6 +106,45 @@ def test_rows_are_unpacked_exactly(rng, kind, group, rotated) -> None:
     out = np.empty((4, 256), np.float32)
     native.unpack_rows(weights, ids, out)
     assert np.allclose(out, dense[ids], atol=1e-6 if rotated else 0, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [16, 37])
+@pytest.mark.parametrize(("kind", "group", "rotated"), KINDS)
+def test_packing_gives_the_layouts_own_bytes(rng, kind, group, rotated, rows) -> None:
+    matrix = numbers(rng, rows, 256)
+    reference = pack(matrix, kind, group=group or 64, rotated=rotated)
+    data = np.empty_like(reference.data)
+    native.pack(kind, group, rotated, matrix, data)
+    if kind in ("f32", "bf16"):
+        assert same_bits(data, reference.data)
+        return
+    dense = unpack(PackedMatrix(kind, rows, 256, group, rotated, data))
+    error, plain = relative_error(dense, matrix), relative_error(unpack(reference), matrix)
+    if kind == "int8":
+        assert error < 0.008 and abs(error - plain) < 1e-4
+    else:  # the searched scale is better than that of the largest number
+        assert error < {32: 0.082, 64: 0.092, 128: 0.106}[group] and error < plain
+
+
+def test_rotation_spreads_outliers(rng) -> None:
+    matrix = rng.standard_t(4, (64, 512)).astype(np.float32)
+    matrix[:, ::97] *= 8
+    errors = []
+    for rotated in (False, True):
+        data = np.empty((4, block_bytes("int4", 512, 64)), np.uint8)
+        native.pack("int4", 64, rotated, matrix, data)
+        dense = unpack(PackedMatrix("int4", 64, 512, 64, rotated, data))
+        errors.append(relative_error(dense, matrix))
+    assert errors[1] < 0.1 < errors[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e5])
+def test_extreme_matrices_are_packed_without_harm(value) -> None:
+    for kind in ("int8", "int4"):
+        data = np.empty((1, block_bytes(kind, 64, 64)), np.uint8)
+        native.pack(kind, 64, False, np.full((16, 64), value, np.float32), data)
+        dense = unpack(PackedMatrix(kind, 16, 64, 64, False, data))
+        assert np.allclose(dense, 0 if value == 1e-30 else value, rtol=1e-2)
 
 
 def norm64(x, weight, eps=1e-6) -> np.ndarray:
