@@ -35,7 +35,7 @@ class ArrayOperations:
     def __init__(self, dtype: str = "float32") -> None:
         self.dtype = DTYPES[dtype]
 
-    def from_numpy(self, array: np.ndarray) -> np.ndarray:
+    def from_numpy(self, array: np.ndarray, table: bool = False) -> np.ndarray:
         return array.astype(self.dtype)
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
