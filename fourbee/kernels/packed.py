@@ -11,20 +11,37 @@ stream of lines of 64 bytes. What a line holds depends on the kind, n being a ro
 int8 and int4 are symmetric, `W = scale * q`: after the lines of each group of columns come its 16
 float16 scales (32 bytes), one a row. int8 q is within +-127, int4 q from -8 to 7.
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
+
+Packing and unpacking in NumPy: the reference that native code is tested against, not its like in
+speed. Files of packed matrices are `model/packed_format.py`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from fourbee.foundation.errors import UsageError
+from fourbee.kernels.operations import FloatArray
+
 Kind = Literal["f32", "bf16", "int8", "int4"]
+Method = Literal["plain", "search"]
+Words = npt.NDArray[np.uint32]
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
 _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
+_FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_VALUES_AT_ONCE = 1 << 18
+# What the value furthest from zero becomes in the scales that are tried: from finer steps with that
+# value cut to coarser ones, and of both signs, as -8 has no opposite.
+_CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
+_BITS_OF_INDEX = np.arange(128)[:, None] >> np.arange(7) & 1
+_HADAMARD = ((-1.0) ** (_BITS_OF_INDEX @ _BITS_OF_INDEX.T) / math.sqrt(128)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -47,3 +64,203 @@ def block_bytes(kind: Kind, columns: int, group: int) -> int:
     """Bytes of 16 rows: the lines and, of int8 and int4, a scale of 2 bytes a row and group."""
     scales = columns // group * BLOCK_ROWS * 2 if group else 0
     return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales
+
+
+def pack(
+    matrix: npt.NDArray[Any],
+    kind: Kind,
+    group: int = 64,
+    rotated: bool = False,
+    method: Method = "search",
+) -> PackedMatrix:
+    """A matrix `[N, D]` of any float type, packed; UsageError where its columns do not fit.
+
+    The group counts for int8 and int4 only, the method for int4 only.
+    """
+    rows, columns = matrix.shape
+    group = group if _BITS[kind] < 16 else 0
+    check_columns(columns, kind, group, rotated)
+    blocks = -(-rows // BLOCK_ROWS)
+    data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    step = _rows_at_once(columns)
+    for start in range(0, rows, step):
+        part = matrix[start : start + step].astype(np.float32)
+        if not np.isfinite(part).all():
+            raise UsageError("a matrix with NaN or infinity cannot be packed")
+        part = hadamard_128(part) if rotated else part
+        part = np.pad(part, ((0, -len(part) % BLOCK_ROWS), (0, 0)))
+        first = start // BLOCK_ROWS
+        target = data[first : first + len(part) // BLOCK_ROWS]
+        if group:
+            _write_quantised(part.reshape(len(part), -1, group), kind, method, target)
+        else:
+            _lines(kind, 0, target)[:] = _interleaved(part.astype(_FLOATS[kind]).view(np.uint32))
+    return PackedMatrix(kind, rows, columns, group, rotated, data)
+
+
+def unpack(packed: PackedMatrix) -> FloatArray:
+    """The float32 matrix `[N, D]`, with the rotation undone."""
+    dense = np.empty(packed.shape, dtype=np.float32)
+    step = _rows_at_once(packed.columns)
+    for start in range(0, packed.rows, step):
+        end = min(start + step, packed.rows)
+        dense[start:end] = rows(packed, np.arange(start, end))
+    return dense
+
+
+def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """Rows `[len(ids), D]` of the unpacked matrix; only their own bytes are read."""
+    blocks, row = ids // BLOCK_ROWS, ids % BLOCK_ROWS
+    words = np.ascontiguousarray(_lines(packed.kind, packed.group, packed.data)[blocks, ..., row])
+    if packed.group:
+        values_RGD = _numbers(words.reshape(*words.shape[:2], -1), packed.kind)
+        values_RGD *= _scales(packed.kind, packed.group, packed.data)[blocks, :, row].astype(
+            np.float32
+        )[..., None]
+        values = values_RGD.reshape(len(ids), packed.columns)
+    else:
+        values = words.reshape(len(ids), -1).view(_FLOATS[packed.kind]).astype(np.float32)
+    return hadamard_128(values) if packed.rotated else values
+
+
+def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+    """How far the packed matrix is from the matrix: `|W' - W| / |W|`, 0 for a matrix of zeros."""
+    wrong = whole = 0.0
+    step = _rows_at_once(packed.columns)
+    for start in range(0, packed.rows, step):
+        true = matrix[start : start + step].astype(np.float32)
+        difference = rows(packed, np.arange(start, start + len(true))) - true
+        wrong += float(np.vdot(difference, difference))
+        whole += float(np.vdot(true, true))
+    return math.sqrt(wrong / whole) if whole else 0.0
+
+
+def hadamard_128(x: FloatArray) -> FloatArray:
+    """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
+    return (x.reshape(-1, 128) @ _HADAMARD).reshape(x.shape)
+
+
+def check_columns(columns: int, kind: Kind, group: int, rotated: bool) -> None:
+    """UsageError unless a matrix of so many columns can be packed like this."""
+    if group and group not in GROUPS:
+        raise UsageError(f"group {group}: expected one of {', '.join(map(str, GROUPS))}", "group")
+    multiples = {"rotated": 128 if rotated else 1, f"groups of {group}": group or 1,
+                 kind: 2 if kind == "bf16" else 1}  # fmt: skip
+    for name, multiple in multiples.items():
+        if columns % multiple:
+            raise UsageError(f"{columns} columns, {name}: expected a multiple of {multiple}")
+
+
+def _rows_at_once(columns: int) -> int:
+    """Rows of whole blocks that fill about a megabyte: little memory, and it stays in the cache."""
+    return BLOCK_ROWS * max(1, _VALUES_AT_ONCE // (columns * BLOCK_ROWS))
+
+
+def _interleaved(words_RL: Words) -> Words:
+    """Words of rows `[R, L]` as lines of blocks `[B, L, 16]`."""
+    return words_RL.reshape(-1, BLOCK_ROWS, words_RL.shape[1]).transpose(0, 2, 1)
+
+
+def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
+    """A view of the lines: a word of 4 bytes a row, `[B, L, 16]`, or `[B, groups, L, 16]`."""
+    words = data.view(np.uint32)
+    if not group:
+        return words.reshape(len(data), -1, BLOCK_ROWS)
+    of_group = group * _BITS[kind] // 32 * BLOCK_ROWS
+    words = words.reshape(len(data), -1, of_group + BLOCK_ROWS // 2)[..., :of_group]
+    return words.reshape(*words.shape[:2], -1, BLOCK_ROWS)
+
+
+def _scales(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    """A view of the scales, `[B, groups, 16]`."""
+    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS + BLOCK_ROWS
+    return data.view(np.float16).reshape(len(data), -1, of_group)[..., -BLOCK_ROWS:]
+
+
+def _write_quantised(
+    values_RGD: FloatArray, kind: Kind, method: Method, data: npt.NDArray[np.uint8]
+) -> None:
+    """Quantises rows of groups into the bytes of their blocks."""
+    group = values_RGD.shape[2]
+    if kind == "int8":
+        numbers, scales = _plain_int8(values_RGD)
+        words = (numbers + np.float32(128)).astype(np.uint8).view(np.uint32)
+    else:
+        numbers, scales = _searched_int4(values_RGD) if method == "search" else (
+            _plain_int4(values_RGD)
+        )  # fmt: skip
+        halves = (numbers + np.float32(8)).astype(np.uint8).view(np.uint32)
+        # Words of four numbers: every second one goes into the high halves of the one before it.
+        words = halves[..., 0::2] | halves[..., 1::2] << np.uint32(4)
+    blocks = len(data)
+    by_block = words.reshape(blocks, BLOCK_ROWS, *words.shape[1:])
+    _lines(kind, group, data)[:] = by_block.transpose(0, 2, 3, 1)
+    _scales(kind, group, data)[:] = scales.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
+
+
+def _numbers(words: Words, kind: Kind) -> FloatArray:
+    """Words of one row's groups `[R, G, L]` as the numbers q `[R, G, D]`."""
+    if kind == "int8":
+        return words.view(np.uint8).astype(np.float32) - np.float32(128)
+    low_half = np.uint32(0x0F0F0F0F)
+    halves = np.stack((words & low_half, words >> np.uint32(4) & low_half), axis=-1)
+    flat = halves.reshape(*words.shape[:2], -1)
+    return flat.view(np.uint8).astype(np.float32) - np.float32(8)
+
+
+def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    scales = _stored(np.abs(_extremes(values_RGD)) / np.float32(127))
+    return _rounded(values_RGD, scales, -127, 127), scales
+
+
+def _plain_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """As llama.cpp's Q4_0: the value furthest from zero, whatever its sign, becomes -8."""
+    scales = _stored(_extremes(values_RGD) / np.float32(-8))
+    return _rounded(values_RGD, scales, -8, 7), scales
+
+
+def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The scale of least squared error among candidates of both signs, each fitted to its numbers.
+
+    For numbers q the best scale is `Wq / qq`, and the error that it leaves `WW - (Wq)^2 / qq`.
+    """
+    extremes = _extremes(values_RGD)
+    best_gain = np.zeros_like(extremes)
+    best = extremes / np.float32(-8)
+    for extreme_becomes in _CANDIDATES:
+        trial = extremes / np.float32(extreme_becomes)
+        fitted, gain = _fitted(values_RGD, _rounded(values_RGD, trial, -8, 7))
+        better = gain > best_gain
+        best[better], best_gain[better] = fitted[better], gain[better]
+    # Numbers for the fitted scale, a scale for these numbers, and numbers for that as it is stored.
+    scales = _stored(_fitted(values_RGD, _rounded(values_RGD, best, -8, 7))[0])
+    return _rounded(values_RGD, scales, -8, 7), scales
+
+
+def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The best scale for these numbers, and by how much it lowers the squared error."""
+    products = np.einsum("rgd,rgd->rg", values_RGD, numbers_RGD)
+    squares = np.maximum(np.einsum("rgd,rgd->rg", numbers_RGD, numbers_RGD), np.float32(1))
+    scales = products / squares
+    return scales, products * scales
+
+
+def _extremes(values_RGD: FloatArray) -> FloatArray:
+    """Of each group the value furthest from zero, with its sign."""
+    high, low = values_RGD.max(axis=2), values_RGD.min(axis=2)
+    return np.where(high > -low, high, low)
+
+
+def _stored(scales: FloatArray) -> FloatArray:
+    """The scales as float16 has them; 0 for one that is too small for it."""
+    if scales.size and np.abs(scales).max() > np.finfo(np.float16).max:
+        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
+    return scales.astype(np.float16).astype(np.float32)
+
+
+def _rounded(values_RGD: FloatArray, scales_RG: FloatArray, low: int, high: int) -> FloatArray:
+    """The whole numbers q within the bounds that come closest; 0 where the scale is 0."""
+    inverse = np.divide(1, scales_RG, out=np.zeros_like(scales_RG), where=scales_RG != 0)
+    numbers = values_RGD * inverse[..., None]
+    np.rint(numbers, out=numbers)
+    return np.clip(numbers, np.float32(low), np.float32(high), out=numbers)
