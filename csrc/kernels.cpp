@@ -337,8 +337,9 @@ void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
 
 // ---- packing ---------------------------------------------------------------------------------
 
-// Scales that are tried for a group of 4 bits: its extreme value becomes -8 + step / 10.
-constexpr int kSearchSteps = 9;
+// What the value furthest from zero becomes in the scales that are tried, as in packed.py.
+constexpr float kCandidates[] = {-9.5f, -9.0f, -8.5f, -8.0f, -7.5f, -7.0f, -6.5f, -6.0f,
+                                 8.5f,  8.0f,  7.5f,  7.0f,  6.5f,  6.0f};
 
 float group_scale_8(const float* x, int64_t group) {
   F top = zero();
@@ -346,31 +347,38 @@ float group_scale_8(const float* x, int64_t group) {
   return half_to_float(float_to_half(largest(top) / 127.0f));
 }
 
-// The scale and the integers of 4 bits with the least squared error: for each candidate the
-// integers, then the scale that suits them best (least squares), as in llama.cpp's searches.
+F rounded_4(F x, float inverse) { return min(all(7.0f), max(all(-8.0f), round(mul(x, all(inverse))))); }
+
+// The best scale for the integers that `scale` gives (least squares), and by how much it lowers the
+// squared error.
+float fitted_4(const float* x, int64_t group, float scale, float* gain) {
+  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  F products = zero(), squares = zero();
+  for (int64_t d = 0; d < group; d += 16) {
+    const F v = load(x + d), q = rounded_4(v, inverse);
+    products = fma(v, q, products);
+    squares = fma(q, q, squares);
+  }
+  const float dot = sum(products), square = std::max(1.0f, sum(squares));
+  *gain = dot / square * dot;
+  return dot / square;
+}
+
+// The scale of least squared error among the candidates, each fitted to its integers; then the
+// integers for that scale as it is stored.
 float group_scale_4(const float* x, int64_t group, float* integers) {
   float extreme = 0;
   for (int64_t d = 0; d < group; d++)
     if (std::fabs(x[d]) > std::fabs(extreme)) extreme = x[d];
-  std::fill(integers, integers + group, 0.0f);
-  if (extreme == 0) return 0;
-  const F low = all(-8.0f), high = all(7.0f);
-  float best_gain = -1, best_inverse = 0, scale = 0;
-  for (int step = -kSearchSteps; step <= kSearchSteps; step++) {
-    const float inverse = -(8.0f + 0.1f * float(step)) / extreme;
-    F products = zero(), squares = zero();
-    for (int64_t d = 0; d < group; d += 16) {
-      const F v = load(x + d), q = min(high, max(low, round(mul(v, all(inverse)))));
-      products = fma(v, q, products);
-      squares = fma(q, q, squares);
-    }
-    const float dot = sum(products), square = sum(squares);
-    const float gain = square > 0 ? dot * dot / square : 0;  // squared error that this takes away
-    if (gain > best_gain) best_gain = gain, best_inverse = inverse, scale = square > 0 ? dot / square : 0;
+  float best = extreme / -8.0f, best_gain = 0, gain;
+  for (const float becomes : kCandidates) {
+    const float fitted = fitted_4(x, group, extreme / becomes, &gain);
+    if (gain > best_gain) best_gain = gain, best = fitted;
   }
-  for (int64_t d = 0; d < group; d += 16)
-    store(integers + d, min(high, max(low, round(mul(load(x + d), all(best_inverse))))));
-  return half_to_float(float_to_half(scale));
+  const float scale = half_to_float(float_to_half(fitted_4(x, group, best, &gain)));
+  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  for (int64_t d = 0; d < group; d += 16) store(integers + d, rounded_4(load(x + d), inverse));
+  return scale;
 }
 
 void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {

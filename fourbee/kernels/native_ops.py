@@ -33,7 +33,7 @@ from fourbee.kernels.packed import (
     Kind,
     PackedMatrix,
     block_bytes,
-    check_packing,
+    check_columns,
     unpack,
 )
 
@@ -215,8 +215,8 @@ class NativeOperations(NumpyOperations):
 def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
     """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error)."""
     rows, columns = matrix.shape
-    check_packing(kind, columns, group, rotated)
     group = group if kind in ("int8", "int4") else 0
+    check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
     for begin in range(0, rows, _ROWS_AT_A_TIME):

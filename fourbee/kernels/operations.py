@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fourbee.kernels.packed import PackedMatrix
 
 Array = Any
 IntArray = npt.NDArray[np.int64]
@@ -204,4 +207,16 @@ class Operations(Protocol):
         self, hidden_RD: Array, head: Linear, targets: IntArray, num_top: int
     ) -> HeadResult:
         """Log-probability of each row's given target instead of a sampled token (echo)."""
+        ...
+
+
+@runtime_checkable
+class PackedOperations(Protocol):
+    """What operations have beside `Operations` if they compute with packed matrices."""
+
+    def from_packed(self, packed: PackedMatrix) -> Array:
+        """A backend array over the matrix, whose bytes may be read-only and are kept.
+
+        `embed` undoes the rotation of a rotated table; linears of one are `rotated`.
+        """
         ...

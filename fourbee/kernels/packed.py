@@ -11,10 +11,14 @@ stream of lines of 64 bytes. What a line holds depends on the kind, n being a ro
 int8 and int4 are symmetric, `W = scale * q`: after the lines of each group of columns come its 16
 float16 scales (32 bytes), one a row. int8 q is within +-127, int4 q from -8 to 7.
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
+
+Packing and unpacking in NumPy: the reference that native code is tested against, not its like in
+speed. Files of packed matrices are `model/packed_format.py`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,13 +30,18 @@ from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import FloatArray
 
 Kind = Literal["f32", "bf16", "int8", "int4"]
+Method = Literal["plain", "search"]
+Words = npt.NDArray[np.uint32]
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
 _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
-_ZERO = {"int8": 128, "int4": 8}  # what is added to make q unsigned
-_MOST = {"int8": 127, "int4": 7}
-# Matrices are packed by this many blocks, so that little memory is needed beside them.
-_BLOCKS_AT_A_TIME = 64
+_FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_VALUES_AT_ONCE = 1 << 18
+# What the value furthest from zero becomes in the scales that are tried: from finer steps with that
+# value cut to coarser ones, and of both signs, as -8 has no opposite.
+_CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
+_BITS_OF_INDEX = np.arange(128)[:, None] >> np.arange(7) & 1
+_HADAMARD = ((-1.0) ** (_BITS_OF_INDEX @ _BITS_OF_INDEX.T) / math.sqrt(128)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,98 +67,202 @@ def block_bytes(kind: Kind, columns: int, group: int) -> int:
 
 
 def pack(
-    matrix: npt.NDArray[Any], kind: Kind, group: int = 64, rotated: bool = False
+    matrix: npt.NDArray[Any],
+    kind: Kind,
+    group: int = 64,
+    rotated: bool = False,
+    method: Method = "search",
 ) -> PackedMatrix:
-    """W `[rows, columns]` packed; int8 and int4 by the largest of each group (plain rounding)."""
+    """A matrix `[N, D]` of any float type, packed; UsageError where its columns do not fit.
+
+    The group counts for int8 and int4 only, the method for int4 only.
+    """
     rows, columns = matrix.shape
-    check_packing(kind, columns, group, rotated)
+    group = group if _BITS[kind] < 16 else 0
+    check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
-    group = group if kind in ("int8", "int4") else 0
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
-    for begin in range(0, blocks, _BLOCKS_AT_A_TIME):
-        end = min(blocks, begin + _BLOCKS_AT_A_TIME)
-        dense = np.zeros(((end - begin) * BLOCK_ROWS, columns), dtype=np.float32)
-        part = matrix[begin * BLOCK_ROWS : end * BLOCK_ROWS]
-        dense[: len(part)] = part
-        if rotated:
-            dense = hadamard_128(dense)
-        data[begin:end] = _lines(dense.reshape(-1, BLOCK_ROWS, columns), kind, group)
+    step = _rows_at_once(columns)
+    for start in range(0, rows, step):
+        part = matrix[start : start + step].astype(np.float32)
+        if not np.isfinite(part).all():
+            raise UsageError("a matrix with NaN or infinity cannot be packed")
+        part = hadamard_128(part) if rotated else part
+        part = np.pad(part, ((0, -len(part) % BLOCK_ROWS), (0, 0)))
+        first = start // BLOCK_ROWS
+        target = data[first : first + len(part) // BLOCK_ROWS]
+        if group:
+            _write_quantised(part.reshape(len(part), -1, group), kind, method, target)
+        else:
+            _lines(kind, 0, target)[:] = _interleaved(part.astype(_FLOATS[kind]).view(np.uint32))
     return PackedMatrix(kind, rows, columns, group, rotated, data)
 
 
 def unpack(packed: PackedMatrix) -> FloatArray:
-    """The matrix that the bytes stand for, float32 `[rows, columns]`, rotated back."""
-    dense = np.empty((len(packed.data) * BLOCK_ROWS, packed.columns), dtype=np.float32)
-    for begin in range(0, len(packed.data), _BLOCKS_AT_A_TIME):
-        part = _dense(packed, packed.data[begin : begin + _BLOCKS_AT_A_TIME])
-        dense[begin * BLOCK_ROWS : begin * BLOCK_ROWS + len(part)] = part
-    return dense[: packed.rows]
+    """The float32 matrix `[N, D]`, with the rotation undone."""
+    dense = np.empty(packed.shape, dtype=np.float32)
+    step = _rows_at_once(packed.columns)
+    for start in range(0, packed.rows, step):
+        end = min(start + step, packed.rows)
+        dense[start:end] = rows(packed, np.arange(start, end))
+    return dense
+
+
+def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """Rows `[len(ids), D]` of the unpacked matrix; only their own bytes are read."""
+    blocks, row = ids // BLOCK_ROWS, ids % BLOCK_ROWS
+    words = np.ascontiguousarray(_lines(packed.kind, packed.group, packed.data)[blocks, ..., row])
+    if packed.group:
+        values_RGD = _numbers(words.reshape(*words.shape[:2], -1), packed.kind)
+        values_RGD *= _scales(packed.kind, packed.group, packed.data)[blocks, :, row].astype(
+            np.float32
+        )[..., None]
+        values = values_RGD.reshape(len(ids), packed.columns)
+    else:
+        values = words.reshape(len(ids), -1).view(_FLOATS[packed.kind]).astype(np.float32)
+    return hadamard_128(values) if packed.rotated else values
+
+
+def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+    """How far the packed matrix is from the matrix: `|W' - W| / |W|`, 0 for a matrix of zeros."""
+    wrong = whole = 0.0
+    step = _rows_at_once(packed.columns)
+    for start in range(0, packed.rows, step):
+        true = matrix[start : start + step].astype(np.float32)
+        difference = rows(packed, np.arange(start, start + len(true))) - true
+        wrong += float(np.vdot(difference, difference))
+        whole += float(np.vdot(true, true))
+    return math.sqrt(wrong / whole) if whole else 0.0
 
 
 def hadamard_128(x: FloatArray) -> FloatArray:
     """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
-    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // 128, 128).astype(np.float32)
-    for half in (1, 2, 4, 8, 16, 32, 64):
-        pairs = blocks.reshape(*blocks.shape[:-1], 64 // half, 2, half)
-        upper, lower = pairs[..., 0, :], pairs[..., 1, :]
-        blocks = np.stack((upper + lower, upper - lower), axis=-2).reshape(blocks.shape)
-    result: FloatArray = (blocks * np.float32(128**-0.5)).reshape(x.shape)
-    return result
+    return (x.reshape(-1, 128) @ _HADAMARD).reshape(x.shape)
 
 
-def check_packing(kind: Kind, columns: int, group: int, rotated: bool) -> None:
-    """UsageError where a matrix of so many columns cannot be packed like this."""
-    multiple = {"f32": 1, "bf16": 2}.get(kind, group)
-    if rotated:
-        multiple = max(multiple, 128)
-    if columns % multiple:
-        raise UsageError(f"columns = {columns}: {kind} needs a multiple of {multiple}")
+def check_columns(columns: int, kind: Kind, group: int, rotated: bool) -> None:
+    """UsageError unless a matrix of so many columns can be packed like this."""
+    if group and group not in GROUPS:
+        raise UsageError(f"group {group}: expected one of {', '.join(map(str, GROUPS))}", "group")
+    multiples = {"rotated": 128 if rotated else 1, f"groups of {group}": group or 1,
+                 kind: 2 if kind == "bf16" else 1}  # fmt: skip
+    for name, multiple in multiples.items():
+        if columns % multiple:
+            raise UsageError(f"{columns} columns, {name}: expected a multiple of {multiple}")
 
 
-def _lines(blocks: FloatArray, kind: Kind, group: int) -> npt.NDArray[np.uint8]:
-    """The bytes of blocks `[B, 16, D]`, `[B, block_bytes]`."""
-    count, rows, columns = blocks.shape
-    if kind == "f32":
-        return _bytes(blocks.transpose(0, 2, 1))
-    if kind == "bf16":
-        pairs = blocks.astype(ml_dtypes.bfloat16).reshape(count, rows, columns // 2, 2)
-        return _bytes(pairs.transpose(0, 2, 1, 3))
-    most = _MOST[kind]
-    grouped = blocks.reshape(count, rows, columns // group, group)
-    scales = (np.abs(grouped).max(-1) / np.float32(most)).astype(np.float16)
-    divisors = np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
-    whole = np.clip(np.rint(grouped / divisors[..., None]), -most, most).astype(np.int16)
-    shape = (count, rows, columns // group)
+def _rows_at_once(columns: int) -> int:
+    """Rows of whole blocks that fill about a megabyte: little memory, and it stays in the cache."""
+    return BLOCK_ROWS * max(1, _VALUES_AT_ONCE // (columns * BLOCK_ROWS))
+
+
+def _interleaved(words_RL: Words) -> Words:
+    """Words of rows `[R, L]` as lines of blocks `[B, L, 16]`."""
+    return words_RL.reshape(-1, BLOCK_ROWS, words_RL.shape[1]).transpose(0, 2, 1)
+
+
+def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
+    """A view of the lines: a word of 4 bytes a row, `[B, L, 16]`, or `[B, groups, L, 16]`."""
+    words = data.view(np.uint32)
+    if not group:
+        return words.reshape(len(data), -1, BLOCK_ROWS)
+    of_group = group * _BITS[kind] // 32 * BLOCK_ROWS
+    words = words.reshape(len(data), -1, of_group + BLOCK_ROWS // 2)[..., :of_group]
+    return words.reshape(*words.shape[:2], -1, BLOCK_ROWS)
+
+
+def _scales(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    """A view of the scales, `[B, groups, 16]`."""
+    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS + BLOCK_ROWS
+    return data.view(np.float16).reshape(len(data), -1, of_group)[..., -BLOCK_ROWS:]
+
+
+def _write_quantised(
+    values_RGD: FloatArray, kind: Kind, method: Method, data: npt.NDArray[np.uint8]
+) -> None:
+    """Quantises rows of groups into the bytes of their blocks."""
+    group = values_RGD.shape[2]
     if kind == "int8":
-        values = (whole + 128).astype(np.uint8).reshape(*shape, group // 4, 4)
+        numbers, scales = _plain_int8(values_RGD)
+        words = (numbers + np.float32(128)).astype(np.uint8).view(np.uint32)
     else:
-        halves = (whole + 8).astype(np.uint8).reshape(*shape, group // 8, 2, 4)
-        values = halves[..., 0, :] | halves[..., 1, :] << 4
-    lines = values.transpose(0, 2, 3, 1, 4).reshape(count, shape[2], -1)
-    scale_bytes = np.ascontiguousarray(scales.transpose(0, 2, 1)).view(np.uint8)
-    return np.concatenate([lines, scale_bytes], axis=-1).reshape(count, -1)
+        numbers, scales = _searched_int4(values_RGD) if method == "search" else (
+            _plain_int4(values_RGD)
+        )  # fmt: skip
+        halves = (numbers + np.float32(8)).astype(np.uint8).view(np.uint32)
+        # Words of four numbers: every second one goes into the high halves of the one before it.
+        words = halves[..., 0::2] | halves[..., 1::2] << np.uint32(4)
+    blocks = len(data)
+    by_block = words.reshape(blocks, BLOCK_ROWS, *words.shape[1:])
+    _lines(kind, group, data)[:] = by_block.transpose(0, 2, 3, 1)
+    _scales(kind, group, data)[:] = scales.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
 
 
-def _dense(packed: PackedMatrix, data: npt.NDArray[np.uint8]) -> FloatArray:
-    """The inverse of `_lines`, rotated back: `[16 B, D]`."""
-    count, columns, group = len(data), packed.columns, packed.group
-    if packed.kind == "f32":
-        dense = data.view(np.float32).reshape(count, columns, BLOCK_ROWS).transpose(0, 2, 1)
-    elif packed.kind == "bf16":
-        pairs = data.view(ml_dtypes.bfloat16).reshape(count, columns // 2, BLOCK_ROWS, 2)
-        dense = pairs.transpose(0, 2, 1, 3).astype(np.float32)
-    else:
-        parts = data.reshape(count, columns // group, -1)
-        values, scales = parts[..., : -2 * BLOCK_ROWS], parts[..., -2 * BLOCK_ROWS :]
-        halves = [values] if packed.kind == "int8" else [values & 15, values >> 4]
-        lines = [one.reshape(count, columns // group, -1, BLOCK_ROWS, 1, 4) for one in halves]
-        whole = np.concatenate(lines, axis=4).transpose(0, 3, 1, 2, 4, 5)
-        whole = whole.reshape(count, BLOCK_ROWS, columns // group, group).astype(np.float32)
-        factors = np.ascontiguousarray(scales).view(np.float16).astype(np.float32)
-        dense = (whole - _ZERO[packed.kind]) * factors.transpose(0, 2, 1)[..., None]
-    dense = np.ascontiguousarray(dense.reshape(count * BLOCK_ROWS, columns))
-    return hadamard_128(dense) if packed.rotated else dense
+def _numbers(words: Words, kind: Kind) -> FloatArray:
+    """Words of one row's groups `[R, G, L]` as the numbers q `[R, G, D]`."""
+    if kind == "int8":
+        return words.view(np.uint8).astype(np.float32) - np.float32(128)
+    low_half = np.uint32(0x0F0F0F0F)
+    halves = np.stack((words & low_half, words >> np.uint32(4) & low_half), axis=-1)
+    flat = halves.reshape(*words.shape[:2], -1)
+    return flat.view(np.uint8).astype(np.float32) - np.float32(8)
 
 
-def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
+def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    largest: FloatArray = np.abs(_extremes(values_RGD))
+    scales = _stored(largest / np.float32(127))
+    return _rounded(values_RGD, scales, -127, 127), scales
+
+
+def _plain_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """As llama.cpp's Q4_0: the value furthest from zero, whatever its sign, becomes -8."""
+    scales = _stored(_extremes(values_RGD) / np.float32(-8))
+    return _rounded(values_RGD, scales, -8, 7), scales
+
+
+def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The scale of least squared error among candidates of both signs, each fitted to its numbers.
+
+    For numbers q the best scale is `Wq / qq`, and the error that it leaves `WW - (Wq)^2 / qq`.
+    """
+    extremes = _extremes(values_RGD)
+    best_gain = np.zeros_like(extremes)
+    best = extremes / np.float32(-8)
+    for extreme_becomes in _CANDIDATES:
+        trial = extremes / np.float32(extreme_becomes)
+        fitted, gain = _fitted(values_RGD, _rounded(values_RGD, trial, -8, 7))
+        better = gain > best_gain
+        best[better], best_gain[better] = fitted[better], gain[better]
+    # Numbers for the fitted scale, a scale for these numbers, and numbers for that as it is stored.
+    scales = _stored(_fitted(values_RGD, _rounded(values_RGD, best, -8, 7))[0])
+    return _rounded(values_RGD, scales, -8, 7), scales
+
+
+def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The best scale for these numbers, and by how much it lowers the squared error."""
+    products = np.einsum("rgd,rgd->rg", values_RGD, numbers_RGD)
+    squares = np.maximum(np.einsum("rgd,rgd->rg", numbers_RGD, numbers_RGD), np.float32(1))
+    scales = products / squares
+    return scales, products * scales
+
+
+def _extremes(values_RGD: FloatArray) -> FloatArray:
+    """Of each group the value furthest from zero, with its sign."""
+    high, low = values_RGD.max(axis=2), values_RGD.min(axis=2)
+    extremes: FloatArray = np.where(high > -low, high, low)
+    return extremes
+
+
+def _stored(scales: FloatArray) -> FloatArray:
+    """The scales as float16 has them; 0 for one that is too small for it."""
+    if scales.size and np.abs(scales).max() > np.finfo(np.float16).max:
+        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
+    return scales.astype(np.float16).astype(np.float32)
+
+
+def _rounded(values_RGD: FloatArray, scales_RG: FloatArray, low: int, high: int) -> FloatArray:
+    """The whole numbers q within the bounds that come closest; 0 where the scale is 0."""
+    inverse = np.divide(1, scales_RG, out=np.zeros_like(scales_RG), where=scales_RG != 0)
+    numbers = values_RGD * inverse[..., None]
+    np.rint(numbers, out=numbers)
+    return np.clip(numbers, np.float32(low), np.float32(high), out=numbers)

@@ -15,15 +15,18 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fourbee.foundation.errors import ModelFileError
-from fourbee.kernels.operations import Array, Operations
+from fourbee.kernels.operations import Array, Operations, PackedOperations
+from fourbee.kernels.packed import PackedMatrix, unpack
 from fourbee.model.config import Qwen3Config
 from fourbee.model.int8 import INT8, SCALE, pack_rows
+from fourbee.model.packed_format import PackedFormat
 from fourbee.model.packing import DENSE, Packing, Part
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, write_tensors
@@ -55,12 +58,60 @@ def check_weights(folder: Path) -> None:
 
 
 def load_weights(folder: Path, ops: Operations, progress: Progress | None = None) -> Qwen3Weights:
-    """The weights of a checkpoint folder, dense, in the compute type of `ops`.
+    """The weights of a checkpoint folder, in the compute type of `ops`.
 
+    Dense, unless the folder is `fourbee-packed` and the operations take packed matrices.
     Streamed tensor by tensor, the largest first: memory peaks at little more than the weights
     themselves. A checkpoint with tied embeddings may also hold `lm_head.weight`; it is ignored, as
     transformers does, but must have the embedding's shape. Raises ModelFileError.
     """
+    tensors = open_tensors(folder)
+    config = tensors.config
+    form = config.quantization
+    takes_packed = ops if isinstance(ops, PackedOperations) else None
+    sizes = {name: sum(p.size for p in parts.values()) for name, parts in tensors.parts.items()}
+    done, total = 0, sum(sizes.values())
+    arrays: dict[str, Array] = {}
+    for name in largest_first(config):
+        matrix = tensors.packed(name) if takes_packed else None
+        if takes_packed and matrix:
+            arrays[name] = takes_packed.from_packed(matrix)
+        else:
+            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+        done += sizes[name]
+        if progress is not None:
+            progress(name, done, total)
+    rotated = bool(takes_packed) and isinstance(form, PackedFormat) and form.rotated
+    return weights_tree(dataclasses.replace(config, quantization=None), arrays, rotated)
+
+
+@dataclass(frozen=True)
+class FolderTensors:
+    """The tensors of a folder, checked but not yet read; `parts` are what each is stored as."""
+
+    folder: Path
+    config: Qwen3Config
+    shapes: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, Mapping[str, StoredTensor]]
+
+    def dense(self, name: str) -> NumpyArray:
+        """One tensor of the network, read and unpacked."""
+        packed = self.packed(name)
+        if packed is not None:
+            return unpack(packed)
+        packing = self.config.quantization or DENSE
+        return _read(self.folder, packing, name, self.parts[name])
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """A matrix of a `fourbee-packed` folder, over a map of its file; None for all others."""
+        form, shape = self.config.quantization, self.shapes[name]
+        if len(shape) == 2 and isinstance(form, PackedFormat):
+            return form.matrix(shape, self.parts[name][name].map())
+        return None
+
+
+def open_tensors(folder: Path) -> FolderTensors:
+    """Checks what `check_weights` checks."""
     config = Qwen3Config.load(folder)
     stored = find_tensors(folder)
     _check_tensors(folder, config, stored)
@@ -69,15 +120,7 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         name: {part: stored[part] for part in packing.parts(name, shape) if part in stored}
         for name, shape in shapes.items()
     }
-    sizes = {name: sum(part.size for part in parts[name].values()) for name in shapes}
-    done, total = 0, sum(sizes.values())
-    tensors: dict[str, Array] = {}
-    for name in largest_first(config):
-        tensors[name] = ops.from_numpy(_read(folder, packing, name, parts[name]), name in TABLES)
-        done += sizes[name]
-        if progress is not None:
-            progress(name, done, total)
-    return weights_tree(dataclasses.replace(config, quantization=None), tensors)
+    return FolderTensors(folder, config, shapes, parts)
 
 
 def save_weights(
@@ -268,7 +311,7 @@ def _write_checkpoint(
         unfinished.mkdir(parents=True)
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(shutil.rmtree, unfinished, ignore_errors=True)
-            _write_files(unfinished, config, layout, tensor, max_shard_bytes)
+            write_files(unfinished, config, layout, tensor, max_shard_bytes)
             cleanup.pop_all()
         # From here on a folder without config.json, until all of the new files are in place.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -282,13 +325,14 @@ def _write_checkpoint(
         raise ModelFileError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
-def _write_files(
+def write_files(
     folder: Path,
     config: Qwen3Config,
     layout: Layout,
     tensor: Callable[[str], NumpyArray],
     max_shard_bytes: int,
 ) -> None:
+    """The bare writing: config.json last, tensors one at a time; the folder must exist."""
     shards = _shards(layout, max_shard_bytes)
     count = len(shards)
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
-from fourbee.model import fp8, groups, int8
+from fourbee.model import fp8, groups, int8, packed_format
 from fourbee.model.packing import Packing, Settings
 
 # Fields that must be absent or have one of these values: anything else is another network.
@@ -38,6 +38,7 @@ _PACKINGS: Mapping[str, Callable[[Settings], Packing]] = {
     fp8.METHOD: fp8.Fp8Packing.parse,
     groups.AWQ: groups.AwqPacking.parse,
     groups.GPTQ: groups.GptqPacking.parse,
+    packed_format.METHOD: packed_format.PackedFormat.parse,
     int8.METHOD: lambda settings: int8.INT8,
 }
 

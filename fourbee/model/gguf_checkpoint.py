@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
@@ -18,6 +19,7 @@ from fourbee.model.checkpoint_files import refuse_other_tensors
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile
 from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.tensor_file import NumpyArray
 from fourbee.model.weights import TABLES, largest_first, tensor_shapes, weights_tree
 
 _ARCHITECTURE = "qwen3"
@@ -108,12 +110,30 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
 
     Streamed tensor by tensor, the largest first, as `checkpoint_files.load_weights` does.
     """
+    tensors = open_tensors(file)
+    arrays: dict[str, Array] = {}
+    for name in largest_first(tensors.config):
+        arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+    return weights_tree(tensors.config, arrays)
+
+
+@dataclass(frozen=True)
+class GgufTensors:
+    """The tensors of a file, checked but not yet read."""
+
+    file: GgufFile
+    config: Qwen3Config
+
+    def dense(self, name: str) -> NumpyArray:
+        """One tensor of the network, by its name in a checkpoint."""
+        return self.file.tensors[_name_in_file(name)].read()
+
+
+def open_tensors(file: GgufFile) -> GgufTensors:
+    """Checks what `check_weights` checks."""
     config = read_config(file)
     _check_tensors(file, config)
-    tensors: dict[str, Array] = {}
-    for name in largest_first(config):
-        tensors[name] = ops.from_numpy(file.tensors[_name_in_file(name)].read(), name in TABLES)
-    return weights_tree(config, tensors)
+    return GgufTensors(file, config)
 
 
 def recommended_sampling(file: GgufFile) -> dict[str, int | float | None]:

@@ -28,7 +28,7 @@ EMBEDDED = "fourbee-mini"
 MODELS = Path(__file__).resolve().parent.parent / "models"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECORD = "download.json"  # the commit of a pulled folder, and its files' digests
-_SPARE_BYTES = 100_000_000  # stay free on the disk
+SPARE_BYTES = 100_000_000  # stay free on the disk
 
 
 def resolve_model(name: str | None) -> Path:
@@ -162,7 +162,7 @@ def _check_room(repository: Repository, partial: Path) -> None:
     present = sum(file.stat().st_size for file in partial.iterdir())
     needed = sum(file.size for file in repository.files) - present
     free = shutil.disk_usage(partial).free
-    if needed > 0 and needed + _SPARE_BYTES > free:
+    if needed > 0 and needed + SPARE_BYTES > free:
         raise CapacityError(
             f"model {repository.id!r}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free "
             f"in {store()}; free some, or set FOURBEE_HOME to another disk"

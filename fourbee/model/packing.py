@@ -2,7 +2,7 @@
 
 A `Packing` says which stored tensors one dense tensor is made of, and makes it. Formats: `int8.py`
 (ours), `fp8.py`, `groups.py` (AWQ and GPTQ); `config.py` picks one by `quant_method`. Packing is a
-matter of files only: nothing computes in these formats, and only int8 is ever written.
+matter of files only: nothing computes in these formats, but for `packed_format.py`.
 """
 
 from __future__ import annotations

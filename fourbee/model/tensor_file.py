@@ -1,9 +1,9 @@
 """One safetensors file: its header, checked; its tensors, read and written one at a time.
 
 The format: 8 bytes of header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and the
-tensors' bytes one after another. Read with plain `read` into fresh arrays, not mapped: a file that
-shrinks is an error and not a crash, and memory holds one tensor at a time. Runs no code, trusts no
-number. It knows nothing of models: `checkpoint_files.py` does.
+tensors' bytes one after another. Read with plain `read` into fresh arrays: a file that shrinks is
+an error and not a crash, and memory holds one tensor at a time; packed matrices alone are mapped.
+Runs no code, trusts no number. It knows nothing of models: `checkpoint_files.py` does.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class StoredTensor:
             fill(raw, file, self.path)
         return raw.view(DTYPES[self.dtype]).reshape(self.shape)
 
+    def map(self) -> NumpyArray:
+        """The same array over a read-only map of the file, which must then not be changed."""
+        mapped = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
+        return mapped.view(np.ndarray)
+
 
 def fill(raw: npt.NDArray[np.uint8], file: RawIOBase, path: Path) -> None:
     """Reads as many bytes as `raw` has; ModelFileError when the file has become shorter."""
@@ -108,7 +113,7 @@ def write_tensors(
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % 64)  # tensors begin at a cache line
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)

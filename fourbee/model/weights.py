@@ -45,14 +45,16 @@ def largest_first(config: Qwen3Config) -> list[str]:
     return sorted(shapes, key=lambda name: -math.prod(shapes[name]))
 
 
-def weights_tree(config: Qwen3Config, tensors: Mapping[str, Array]) -> Qwen3Weights:
+def weights_tree(
+    config: Qwen3Config, tensors: Mapping[str, Array], rotated: bool = False
+) -> Qwen3Weights:
     """The tree of `model/qwen3.py` over tensors named as in a checkpoint; copies nothing."""
 
     def block(layer: int) -> BlockWeights:
         prefix = f"model.layers.{layer}."
 
         def linear(name: str) -> Linear:
-            return Linear(tensors[f"{prefix}{name}.weight"])
+            return Linear(tensors[f"{prefix}{name}.weight"], rotated)
 
         return BlockWeights(
             input_norm=tensors[prefix + "input_layernorm.weight"],
@@ -75,7 +77,7 @@ def weights_tree(config: Qwen3Config, tensors: Mapping[str, Array]) -> Qwen3Weig
         embedding=embedding,
         blocks=tuple(block(layer) for layer in range(config.num_hidden_layers)),
         final_norm=tensors["model.norm.weight"],
-        head=Linear(head),
+        head=Linear(head, rotated),
     )
 
 

@@ -73,6 +73,13 @@ class Tokenizer:
             named_tokens=named,
         )
 
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json; not the ids that end a text."""
+        self._backend.save(str(folder / "tokenizer.json"), pretty=False)
+        config = {**self.named_tokens, "chat_template": self.chat_template}
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
     def encode(self, text: str, control_tokens: bool) -> list[int]:
         """The token ids of `text`; nothing is added before or after it.
 

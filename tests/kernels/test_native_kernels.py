@@ -119,11 +119,11 @@ def test_packing_gives_the_layouts_own_bytes(rng, kind, group, rotated, rows) ->
         assert same_bits(data, reference.data)
         return
     dense = unpack(PackedMatrix(kind, rows, 256, group, rotated, data))
-    error, plain = relative_error(dense, matrix), relative_error(unpack(reference), matrix)
-    if kind == "int8":
-        assert error < 0.008 and abs(error - plain) < 1e-4
-    else:  # the searched scale is better than that of the largest number
-        assert error < {32: 0.082, 64: 0.092, 128: 0.106}[group] and error < plain
+    error, expected = relative_error(dense, matrix), relative_error(unpack(reference), matrix)
+    assert abs(error - expected) < 2e-4  # the same search; sums are in another order
+    if kind == "int4":
+        plain = unpack(pack(matrix, kind, group=group, rotated=rotated, method="plain"))
+        assert error < relative_error(plain, matrix)
 
 
 def test_rotation_spreads_outliers(rng) -> None:

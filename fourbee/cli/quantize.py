@@ -1,0 +1,92 @@
+"""`fourbee quantize`: a model packed into few bits, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fourbee.foundation.errors import UsageError
+
+if TYPE_CHECKING:
+    from fourbee.model.packed_format import PackedFormat
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a GGUF file, or the id of a pulled model.")
+    ],
+    output: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    bits: Annotated[
+        int,
+        typer.Option(
+            help="4: a quarter of bfloat16, a small loss. 8: half, hardly any. 16: bfloat16 itself."
+        ),
+    ] = 4,
+    group: Annotated[
+        int,
+        typer.Option(help="Weights that share a scale: 32 (closest), 64 or 128 (smallest)."),
+    ] = 64,
+    method: Annotated[
+        Literal["hadamard", "search", "plain"] | None,
+        typer.Option(
+            help="Of 4 bits. hadamard: spread outliers first, then search the best scales; "
+            "search: the search alone, for widths that are no multiple of 128; plain: largest "
+            "weight to largest number. Default: hadamard."
+        ),
+    ] = None,
+) -> None:
+    """Pack a model into few bits. `--model OUTPUT` then uses it.
+
+    The last line of standard output is one JSON document: sizes, bits a weight with its scales,
+    and how far the packed matrices are from the model's (0.1 = a tenth of their size).
+    """
+    from fourbee.model.hub import resolve_model
+    from fourbee.model.quantize import quantize_model
+
+    form = _form(bits, group, method)
+    source = resolve_model(model)
+    with progress_bar(str(output)) as show:
+        summary = quantize_model(source, output, form, show)
+    before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
+    Console(stderr=True, highlight=False).print(
+        f"{before:.1f} MB -> {after:.1f} MB, {summary.bits_per_weight:.2f} bits a weight, "
+        f"relative error {summary.mean_error:.4f} (worst {summary.worst_error:.4f}, "
+        f"{summary.worst_matrix})",
+        markup=False,
+    )
+    typer.echo(json.dumps({"model": model, "output": str(output), **form.to_json(),
+                           **asdict(summary)}))  # fmt: skip
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for as long as it is open; what it gives takes a name and bytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda name, done, total: bar.update(task, completed=done, total=total)
+
+
+def _form(bits: int, group: int, method: str | None) -> PackedFormat:
+    from fourbee.kernels.packed import GROUPS
+    from fourbee.model.packed_format import PackedFormat
+
+    if group not in GROUPS:
+        raise UsageError(f"--group {group}: expected 32, 64 or 128", "group")
+    if bits == 4:
+        hadamard = method in (None, "hadamard")
+        return PackedFormat("int4", group, hadamard, "plain" if method == "plain" else "search")
+    if bits not in (8, 16):
+        raise UsageError(f"--bits {bits}: expected 4, 8 or 16", "bits")
+    if method not in (None, "plain"):
+        raise UsageError(f"--method {method}: for --bits 4 only; leave it out", "method")
+    return PackedFormat("int8", group) if bits == 8 else PackedFormat("bf16")

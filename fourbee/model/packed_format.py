@@ -1,0 +1,81 @@
+"""The checkpoint format `fourbee-packed`: matrices byte for byte as the native kernels read them.
+
+A matrix is stored as uint8 `[blocks, block_bytes]` under its own name (`kernels/packed.py` has the
+layout), a vector as float32. Operations that compute with packed matrices get a map of the file;
+others dense weights. Made by `quantize.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.kernels.packed import (
+    BLOCK_ROWS,
+    GROUPS,
+    Kind,
+    Method,
+    PackedMatrix,
+    block_bytes,
+    check_columns,
+)
+from fourbee.model.packing import Part, Settings
+from fourbee.model.tensor_file import NumpyArray
+
+METHOD = "fourbee-packed"
+VERSION = 1
+_KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4")
+_METHODS: tuple[Method, ...] = ("plain", "search")
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """How every matrix of a checkpoint is packed, the embedding too."""
+
+    kind: Kind
+    group: int = 0
+    rotated: bool = False
+    method: Method = "plain"
+
+    @classmethod
+    def parse(cls, settings: Settings) -> PackedFormat:
+        """ModelFileError for another version and for what no kernel reads."""
+        settings.one_of("version", (VERSION,))
+        kind = settings.one_of("kind", _KINDS)
+        return cls(
+            kind,
+            settings.one_of("group", GROUPS if kind in ("int8", "int4") else (0,)),
+            settings.one_of("rotated", (False, True)),
+            settings.one_of("method", _METHODS),
+        )
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> dict[str, Part]:
+        if len(shape) != 2:
+            return {name: Part(shape, ("F32",))}
+        rows, columns = shape
+        try:
+            check_columns(columns, self.kind, self.group, self.rotated)
+        except UsageError as error:
+            raise ModelFileError(f"{name}: {error}") from None
+        blocks = -(-rows // BLOCK_ROWS)
+        return {name: Part((blocks, block_bytes(self.kind, columns, self.group)), ("U8",))}
+
+    def dense(self, name: str, arrays: Mapping[str, NumpyArray]) -> NumpyArray:
+        return arrays[name]  # a vector: matrices are read by `matrix`
+
+    def matrix(self, shape: tuple[int, ...], data: NumpyArray) -> PackedMatrix:
+        """The matrix of this shape over its stored bytes."""
+        rows, columns = shape
+        return PackedMatrix(self.kind, rows, columns, self.group, self.rotated, data)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "quant_method": METHOD,
+            "kind": self.kind,
+            "group": self.group,
+            "rotated": self.rotated,
+            "method": self.method,
+            "version": VERSION,
+        }

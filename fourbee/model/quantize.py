@@ -1,0 +1,204 @@
+"""Packs a model into a `fourbee-packed` folder, tensor by tensor, whole or not at all.
+
+The source is anything that fourbee reads: a folder, packed by others or not, or a GGUF file. Also
+here: the cache of packed models. Not here: how a matrix is packed (`kernels/packed.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
+from fourbee.kernels.packed import pack, rel_error
+from fourbee.model import gguf_checkpoint
+from fourbee.model.checkpoint_files import (
+    COMPANIONS,
+    CONFIG_FILE,
+    Layout,
+    Progress,
+    open_tensors,
+    write_files,
+)
+from fourbee.model.config import Qwen3Config
+from fourbee.model.gguf_file import SUFFIX, read_gguf
+from fourbee.model.hub import SPARE_BYTES, store
+from fourbee.model.packed_format import PackedFormat
+from fourbee.model.tensor_file import DTYPES, NumpyArray
+from fourbee.model.weights import tensor_shapes
+from fourbee.text.gguf_vocabulary import gguf_tokenizer
+
+# What `--quantize` offers.
+FORMATS = {
+    "int4": PackedFormat("int4", 64, rotated=True, method="search"),
+    "int8": PackedFormat("int8", 64),
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a model; errors are relative, one a matrix."""
+
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    mean_error: float
+    worst_error: float
+    worst_matrix: str
+
+
+def quantize_model(
+    source: Path, target: Path, form: PackedFormat, progress: Progress | None = None
+) -> Summary:
+    """Writes the model of `source` to the folder `target`, which is new or empty.
+
+    `progress` is told a tensor, and bytes written and in all. Raises UsageError, ModelFileError, or
+    CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
+    """
+    source, target = source.resolve(), target.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target}: exists; expected a new or an empty folder", "output")
+    is_gguf = _is_gguf(source)
+    tensors = gguf_checkpoint.open_tensors(read_gguf(source)) if is_gguf else open_tensors(source)
+    if isinstance(tensors.config.quantization, PackedFormat):
+        raise UsageError(f"{source}: already fourbee-packed; expected another checkpoint", "model")
+    shapes = tensor_shapes(tensors.config)
+    layout = _layout(shapes, form)
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in layout.items()}
+    done, errors = 0, {}
+
+    def packed(name: str) -> NumpyArray:
+        nonlocal done
+        dense = tensors.dense(name)
+        if dense.ndim == 2:
+            matrix = pack(dense, form.kind, form.group, form.rotated, form.method)
+            errors[name] = rel_error(dense, matrix)
+        done += sizes[name]
+        if progress is not None:
+            progress(name, done, sum(sizes.values()))
+        return matrix.data if dense.ndim == 2 else dense.astype(np.float32)
+
+    with _appearing(target, sum(sizes.values())) as unfinished:
+        config = replace(tensors.config, quantization=form)
+        write_files(unfinished, config, layout, packed, sum(sizes.values()))
+        _write_gguf_companions(source, unfinished) if is_gguf else _copy_companions(
+            source, unfinished
+        )
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    worst = max(errors, key=lambda name: errors[name])
+    return Summary(
+        bytes_before=sum(file.stat().st_size for file in _weight_files(source)),
+        bytes_after=sum(file.stat().st_size for file in _weight_files(target)),
+        bits_per_weight=8 * sum(sizes[name] for name in matrices)
+        / sum(math.prod(shapes[name]) for name in matrices),
+        mean_error=sum(errors.values()) / len(errors),
+        worst_error=errors[worst],
+        worst_matrix=worst,
+    )  # fmt: skip
+
+
+def quantized_cache(source: Path, form: PackedFormat, progress: Progress | None = None) -> Path:
+    """The folder of the model packed like this, in the user's cache; made on the first call.
+
+    Other processes that want it wait for the one that makes it. It is made anew when names, sizes
+    or times of the source's files, or its configuration, change. A model that is packed like this
+    already is its own folder.
+    """
+    from filelock import FileLock
+
+    source = source.resolve()
+    if not _is_gguf(source) and Qwen3Config.load(source).quantization == form:
+        return source
+    folder = store().parent / "packed" / f"{source.stem}-{form.kind}-{_identity(source, form)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                quantize_model(source, folder, form, progress)
+    except OSError as error:
+        raise ModelFileError(f"{folder}: cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _identity(source: Path, form: PackedFormat) -> str:
+    files = _weight_files(source)
+    if source.is_dir():
+        files += [file for name in COMPANIONS if (file := source / name).is_file()]
+    known = {
+        "files": [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files],
+        "config": (source / CONFIG_FILE).read_text() if source.is_dir() else None,
+        "form": form.to_json(),
+    }
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def _is_gguf(source: Path) -> bool:
+    return source.suffix.lower() == SUFFIX and not source.is_dir()
+
+
+def _weight_files(source: Path) -> list[Path]:
+    return sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+
+
+def _layout(shapes: dict[str, tuple[int, ...]], form: PackedFormat) -> Layout:
+    """Matrices first: so that they begin at a multiple of 32 bytes, as all of them have."""
+    layout: Layout = {}
+    for name in sorted(shapes, key=lambda name: -len(shapes[name])):
+        try:
+            part = form.parts(name, shapes[name])[name]
+        except ModelFileError as error:
+            hint = "; try --method search" if form.rotated else ""
+            raise UsageError(f"{error}{hint}") from None
+        layout[name] = (DTYPES[part.types[0]], part.shape)
+    return layout
+
+
+@contextlib.contextmanager
+def _appearing(target: Path, size: int) -> Iterator[Path]:
+    """A folder beside the target that takes its place when it is whole; else nothing is left."""
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        free = shutil.disk_usage(unfinished).free
+        if size + SPARE_BYTES > free:
+            raise CapacityError(
+                f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk"
+            )
+        yield unfinished
+        if target.exists():
+            target.rmdir()
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise ModelFileError(f"{target}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _write_gguf_companions(source: Path, target: Path) -> None:
+    """The tokenizer and the recommended sampling of a GGUF file, as a folder has them."""
+    file = read_gguf(source)
+    tokenizer = gguf_tokenizer(file.metadata, str(source))
+    tokenizer.save(target)
+    sampling = {
+        key: value
+        for key, value in gguf_checkpoint.recommended_sampling(file).items()
+        if value is not None
+    }
+    values = {**sampling, "eos_token_id": list(tokenizer.eos_token_ids)}
+    (target / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,119 @@
+"""Packed matrices: the bytes as stated, values back, and errors as the design's table has them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourbee.foundation.errors import UsageError
+from fourbee.kernels import torch_ops
+from fourbee.kernels.packed import block_bytes, hadamard_128, pack, rel_error, rows, unpack
+
+# How far off a Gaussian matrix may be.
+BOUNDS = {"f32": 1e-6, "bf16": 0.002, "int8": 0.01, "int4": 0.11}
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 50), st.integers(1, 3), st.sampled_from(["f32", "bf16", "int8", "int4"]),
+    st.sampled_from([32, 64, 128]), st.booleans(), st.sampled_from(["plain", "search"]),
+    st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.float64]),
+)  # fmt: skip
+def test_every_kind_comes_back(count, units, kind, group, rotated, method, dtype) -> None:
+    values = matrix(count, 128 * units).astype(dtype)
+    packed = pack(values, kind, group, rotated, method)
+    assert packed.shape == values.shape
+    assert packed.data.shape[1] == block_bytes(packed.kind, 128 * units, packed.group)
+    dense = unpack(packed)
+    assert rel_error(values, packed) <= BOUNDS[kind] * (1.4 if count < 4 else 1)
+    if not rotated:
+        if kind == "f32":
+            assert (dense == values.astype(np.float32)).all()
+        ids = np.array([count - 1, 0, count // 2])
+        assert (rows(packed, ids) == dense[ids]).all()
+
+
+def test_the_bytes_are_those_of_the_description() -> None:
+    values = matrix(19, 64)
+    scales = np.abs(values.reshape(19, 2, 32)).max(axis=2) / np.float32(127)
+    for kind in ("f32", "bf16", "int8", "int4"):
+        packed = pack(values, kind, 32, method="plain")
+        dense, block = unpack(packed), packed.data[1]
+        n = 2  # of block 1: row 18
+        if kind == "f32":
+            assert block.view(np.float32)[16 * 5 + n] == values[18, 5]
+        elif kind == "bf16":
+            pair = block.view(ml_dtypes.bfloat16)[32 * 3 + 2 * n :][:2]
+            assert (pair == values[18, 6:8].astype(ml_dtypes.bfloat16)).all()
+        else:
+            size = 32 * 16 if kind == "int8" else 32 * 8
+            second = block[size + 32 :]  # the group of columns 32 to 63
+            scale = second[size:].view(np.float16)[n].astype(np.float32)
+            if kind == "int8":
+                assert scale == scales[18, 1].astype(np.float16)
+                q = second[64 * 3 + 4 * n :][:4].astype(np.float32) - 128
+                assert (q * scale == dense[18, 32 + 12 : 32 + 16]).all()
+            else:
+                line = second[64 * 2 + 4 * n :][:4]
+                q = np.concatenate([line & 15, line >> 4]).astype(np.float32) - 8
+                assert (q * scale == dense[18, 32 + 16 : 32 + 24]).all()
+
+
+def test_hadamard_is_that_of_torch_and_its_own_inverse() -> None:
+    x = matrix(5, 384)
+    np.testing.assert_allclose(
+        hadamard_128(x), torch_ops.hadamard_128(torch.from_numpy(x)).numpy(), atol=2e-6
+    )
+    np.testing.assert_allclose(hadamard_128(hadamard_128(x)), x, atol=2e-6)
+
+
+def test_zeros_and_what_is_too_small_for_float16_become_zero() -> None:
+    for kind in ("int8", "int4"):
+        for value in (0, 1e-12):
+            assert not unpack(pack(np.full((3, 64), value, np.float32), kind)).any()
+
+
+def test_errors_are_those_of_the_design() -> None:
+    random = np.random.default_rng(1)
+    gaussian = random.normal(size=(256, 1024)).astype(np.float32)
+    heavy = random.standard_t(4, size=gaussian.shape).astype(np.float32)
+    outliers = heavy.copy()
+    outliers[:, random.choice(1024, 8, replace=False)] *= 10
+    for values, bound, plain_at_least in (
+        (gaussian, 0.091, 0.093),
+        (heavy, 0.090, 0.13),
+        (outliers, 0.085, 0.16),
+    ):
+        best = rel_error(values, pack(values, "int4", 64, rotated=True))
+        searched = rel_error(values, pack(values, "int4", 64))
+        plain = rel_error(values, pack(values, "int4", 64, method="plain"))
+        assert best < bound
+        assert plain > plain_at_least and plain > searched > best - 0.001
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "group", "rotated", "expected"),
+    [
+        (96, "int4", 64, False, "96 columns, groups of 64: expected a multiple of 64"),
+        (64, "int8", 48, False, "group 48: expected one of 32, 64, 128"),
+        (64, "int4", 64, True, "64 columns, rotated: expected a multiple of 128"),
+        (3, "bf16", 64, False, "3 columns, bf16: expected a multiple of 2"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(columns, kind, group, rotated, expected) -> None:
+    with pytest.raises(UsageError, match=expected):
+        pack(matrix(2, columns), kind, group, rotated)
+
+
+def test_values_that_cannot_be_packed_are_refused() -> None:
+    for value, words in ((np.nan, "NaN or infinity"), (1e9, "too large")):
+        with pytest.raises(UsageError, match=words):
+            pack(np.full((2, 64), value, np.float32), "int8")
