@@ -209,7 +209,8 @@ def _numbers(words: Words, kind: Kind) -> FloatArray:
 
 
 def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    scales = _stored(np.abs(_extremes(values_RGD)) / np.float32(127))
+    largest: FloatArray = np.abs(_extremes(values_RGD))
+    scales = _stored(np.divide(largest, 127, dtype=np.float32))
     return _rounded(values_RGD, scales, -127, 127), scales
 
 
@@ -248,7 +249,8 @@ def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray
 def _extremes(values_RGD: FloatArray) -> FloatArray:
     """Of each group the value furthest from zero, with its sign."""
     high, low = values_RGD.max(axis=2), values_RGD.min(axis=2)
-    return np.where(high > -low, high, low)
+    extremes: FloatArray = np.where(high > -low, high, low)
+    return extremes
 
 
 def _stored(scales: FloatArray) -> FloatArray:

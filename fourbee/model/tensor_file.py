@@ -1,9 +1,9 @@
 """One safetensors file: its header, checked; its tensors, read and written one at a time.
 
 The format: 8 bytes of header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and the
-tensors' bytes one after another. Read with plain `read` into fresh arrays: a file that shrinks
-is an error and not a crash, and memory holds one tensor at a time (packed matrices are mapped). Runs no code, trusts no
-number. It knows nothing of models: `checkpoint_files.py` does.
+tensors' bytes one after another. Read with plain `read` into fresh arrays: a file that shrinks is
+an error and not a crash, and memory holds one tensor at a time; packed matrices alone are mapped.
+Runs no code, trusts no number. It knows nothing of models: `checkpoint_files.py` does.
 """
 
 from __future__ import annotations
