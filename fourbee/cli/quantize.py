@@ -81,7 +81,8 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping alone would print an empty line
+            bar.stop()
 
 
 def _form(bits: int, group: int, method: str | None) -> PackedFormat:
