@@ -71,9 +71,18 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for as long as it is open; what it gives takes a name and bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda name, done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(label, total=None)
+
+    def show(name: str, done: int, total: int) -> None:
+        bar.start()  # only now: an error before the first tensor is one line alone
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:  # stopping alone would print an empty line
+            bar.stop()
 
 
 def _form(bits: int, group: int, method: str | None) -> PackedFormat:

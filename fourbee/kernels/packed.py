@@ -210,7 +210,7 @@ def _numbers(words: Words, kind: Kind) -> FloatArray:
 
 def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     largest: FloatArray = np.abs(_extremes(values_RGD))
-    scales = _stored(largest / np.float32(127))
+    scales = _stored(np.divide(largest, 127, dtype=np.float32))
     return _rounded(values_RGD, scales, -127, 127), scales
 
 

@@ -13,6 +13,8 @@ from fourbee.engine.llm import LLM
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
 from fourbee.foundation.errors import ModelFileError
 from fourbee.model.checkpoint_files import save_weights
+from fourbee.model.packed_format import PackedFormat
+from fourbee.model.quantize import quantize_model
 from fourbee.model.weights import named_tensors
 from fourbee.text.bpe import save_tokenizer
 
@@ -92,3 +94,16 @@ def test_a_folder_is_read_through_the_same_face(tmp_path, weights, ops, tokenize
     loaded = files.load_weights(ops)
     assert loaded.config == dataclasses.replace(weights.config, torch_dtype="float32")
     assert np.array_equal(ops.to_numpy(loaded.final_norm), ops.to_numpy(weights.final_norm))
+
+
+def test_a_gguf_file_is_packed_with_its_tokenizer(tmp_path, gguf_file, tokenizer) -> None:
+    path = gguf_file(**{"general.sampling.temp": 0.25})
+    quantize_model(path, tmp_path / "packed", PackedFormat("f32"))
+    source, packed = open_checkpoint(path), open_checkpoint(tmp_path / "packed")
+    packed.check()
+    text = "What is this?\n"
+    assert packed.tokenizer.encode(text, True) == source.tokenizer.encode(text, True)
+    assert packed.tokenizer.chat_template == source.tokenizer.chat_template
+    assert packed.tokenizer.named_tokens == source.tokenizer.named_tokens
+    assert packed.tokenizer.eos_token_ids == source.tokenizer.eos_token_ids
+    assert packed.defaults.params.temperature == source.defaults.params.temperature == 0.25

@@ -86,7 +86,7 @@ def test_a_whole_number_is_taken_for_a_float() -> None:
         (
             changed(quantization_config={"quant_method": "bitsandbytes", "bits": 4}),
             "quantization_config.quant_method = 'bitsandbytes': expected one of 'fp8', 'awq', "
-            "'gptq', 'fourbee-int8', or no quantization_config",
+            "'gptq', 'fourbee-packed', 'fourbee-int8', or no quantization_config",
         ),
     ],
 )
