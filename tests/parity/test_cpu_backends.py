@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from fourbee.kernels.backends import native_built, open_operations
+from fourbee.kernels.torch_ops import TorchOperations
+from fourbee.model.checkpoint_files import load_weights, save_weights
+from fourbee.model.quantize import FORMATS, quantize_model
 from fourbee.model.qwen3 import forward
 from fourbee.model.weights import weights_tree
 
@@ -95,6 +98,20 @@ def test_a_rows_bits_depend_on_its_own_tokens_alone(dtype) -> None:
         ops,
     )
     assert both.final[77:].tobytes() == whole[:130].tobytes()
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["int4", "int8"])
+def test_a_packed_folder_is_computed_with_as_it_lies_on_the_disk(tmp_path, name) -> None:
+    model = theirs(SMALL)
+    source = tmp_path / "dense"
+    save_weights(source, weights_tree(SMALL, tensors_of(model)), TorchOperations())
+    quantize_model(source, tmp_path / "packed", FORMATS[name])
+    ids, rows = random_ids(SMALL, 40), []
+    for backend in ("native", "numpy"):  # NumPy has the same weights, made dense
+        ops = open_operations(backend, "cpu")
+        rows.append(hidden_rows(load_weights(tmp_path / "packed", ops), ops, ids, [40]))
+    assert np.linalg.norm(rows[0] - rows[1]) / np.linalg.norm(rows[1]) < 0.05
 
 
 @needs_native
