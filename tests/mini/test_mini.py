@@ -27,15 +27,15 @@ BLIND, BLIND_2 = ROOT / "tests/mini/blind", ROOT / "tests/mini/blind_2"
 # Measured for the shipped v0 (docs/mini.md): greedy, 200 held-out samples a skill, 150 of each kind
 # with unseen names, all blind fills.
 HELD_OUT = {
-    "about": 0.89, "arithmetic": 0.95, "completion": 0.95, "greeting": 0.86, "passage": 0.83,
-    "passage_absent": 0.78, "refusal": 0.995, "tool_call": 0.945, "tool_result": 1.0,
+    "about": 0.895, "arithmetic": 0.92, "completion": 0.99, "greeting": 0.96, "passage": 0.89,
+    "passage_absent": 0.87, "refusal": 0.95, "tool_call": 0.955, "tool_result": 1.0,
 }  # fmt: skip
-UNSEEN = {"passage": 0.847, "passage_absent": 0.80}
+UNSEEN = {"passage": 0.86, "passage_absent": 0.907}
 BLIND_SHARES = {
-    "about": 0.917, "arithmetic": 0.957, "completion": 1.0, "greeting": 0.979, "passage": 0.643,
-    "passage_absent": 0.589, "refusal": 1.0, "tool_call": 0.76,
+    "about": 0.979, "arithmetic": 0.936, "completion": 1.0, "greeting": 0.915, "passage": 0.745,
+    "passage_absent": 0.505, "refusal": 0.958, "tool_call": 0.844,
 }  # fmt: skip
-BLIND_2_SHARES = {"passage": 0.284, "passage_absent": 0.555}
+BLIND_2_SHARES = {"passage": 0.292, "passage_absent": 0.682}
 # Asked for.
 HELD_OUT_FLOOR, UNSEEN_FLOOR = 0.90, 0.85
 BLIND_FLOOR, BLIND_PASSAGE_FLOOR = 0.70, 0.55
@@ -130,15 +130,24 @@ def test_blind_shares_are_those_of_the_docs(llm):
 
 def test_blind_templates_reach_what_was_asked():
     for skill, share in BLIND_SHARES.items():
-        assert share >= (BLIND_PASSAGE_FLOOR if skill.startswith("passage") else BLIND_FLOOR)
+        if skill != "passage_absent":  # below
+            assert share >= (BLIND_PASSAGE_FLOOR if skill == "passage" else BLIND_FLOOR)
 
 
-@pytest.mark.xfail(strict=True, reason="four skills and unseen names are 0.3 to 12 points short")
-def test_held_out_samples_and_unseen_names_reach_what_was_asked():
-    assert min(HELD_OUT.values()) >= HELD_OUT_FLOOR
+def test_unseen_names_reach_what_was_asked():
     assert min(UNSEEN.values()) >= UNSEEN_FLOOR
 
 
-@pytest.mark.xfail(strict=True, reason="the second blind set is paraphrased further: 28% answered")
+@pytest.mark.xfail(strict=True, reason="three skills are 0.5 to 3 points short")
+def test_held_out_samples_reach_what_was_asked():
+    assert min(HELD_OUT.values()) >= HELD_OUT_FLOOR
+
+
+@pytest.mark.xfail(strict=True, reason="4.5 points short in passages that do not answer")
+def test_blind_passages_that_do_not_answer_reach_what_was_asked():
+    assert BLIND_SHARES["passage_absent"] >= BLIND_PASSAGE_FLOOR
+
+
+@pytest.mark.xfail(strict=True, reason="the second blind set is paraphrased further: 29% answered")
 def test_the_second_blind_set_reaches_what_was_asked_of_the_first():
     assert min(BLIND_2_SHARES.values()) >= BLIND_PASSAGE_FLOOR
