@@ -1,0 +1,95 @@
+// What the binding's parts share: the checks of arguments, and the process's kernels and threads.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace fourbee {
+
+namespace nb = nanobind;
+
+using Vector = nb::ndarray<float, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<float, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using Heads = nb::ndarray<float, nb::numpy, nb::shape<-1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using InVector = nb::ndarray<const float, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using InRows = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using InHeads = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using Integers = nb::ndarray<const int64_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+
+inline void require(bool right, const std::string& message) {
+  if (!right) throw std::invalid_argument(message);
+}
+
+inline void require_equal(const char* what, int64_t found, int64_t expected) {
+  if (found != expected)
+    throw std::invalid_argument(std::string(what) + " = " + std::to_string(found) + ": expected " + std::to_string(expected));
+}
+
+// The kernels in use; std::invalid_argument for a FOURBEE_ISA that this machine does not run.
+std::vector<const Kernels*> supported();
+const Kernels* chosen();
+Kind kind_named(const std::string& name);
+
+// The kernels, the threads and memory that is used over and over: what is allocated anew each time
+// costs a page fault for every 4 KB.
+struct Machine {
+  const Kernels* kernels = chosen();
+  std::unique_ptr<Pool> pool = std::make_unique<Pool>(int(std::max(1u, std::thread::hardware_concurrency())));
+  std::mutex busy;  // one operation at a time: they share the buffers
+  std::vector<uint8_t> values;
+  std::vector<float> scales, gate, up;
+  std::vector<int32_t> sums;
+};
+
+Machine& machine();
+
+// Ranges of [0, count) as tasks: several a thread, so that a slow one holds up little.
+template <typename Work>
+void share(int64_t count, int64_t least, Work work) {
+  Pool& pool = *machine().pool;
+  const int64_t wanted = int64_t(pool.threads()) * 4;
+  const int64_t size = std::max(least, ((count + wanted - 1) / wanted + least - 1) / least * least);
+  pool.run((count + size - 1) / size, [&](int64_t task) { work(task * size, std::min(count, (task + 1) * size)); });
+}
+
+// A packed matrix over bytes that Python owns.
+class PackedWeights {
+ public:
+  PackedWeights(const std::string& kind, int64_t rows, int64_t columns, int64_t group, bool rotated, Bytes data)
+      : data_(data), matrix_{kind_named(kind), rows, columns, group, 0, rotated, data.data()} {
+    const bool grouped = matrix_.kind == Kind::int8 || matrix_.kind == Kind::int4;
+    require(rows > 0 && columns > 0 && rows < (1 << 30) && columns < (1 << 30), "rows and columns: expected from 1 to 2^30");
+    require(grouped ? group == 32 || group == 64 || group == 128 : group == 0, "group: expected 32, 64 or 128 for int8 and int4, else 0");
+    require(!grouped || columns % group == 0, "columns: expected a multiple of the group");
+    require(matrix_.kind != Kind::bf16 || columns % 2 == 0, "columns: expected an even number for bf16");
+    require(!rotated || columns % 128 == 0, "columns: expected a multiple of 128 where rotated");
+    static constexpr int64_t bits[] = {32, 16, 8, 4};
+    matrix_.block_bytes = columns * kBlockRows * bits[int(matrix_.kind)] / 8 + (grouped ? columns / group * kBlockRows * 2 : 0);
+    require_equal("blocks", int64_t(data.shape(0)), matrix_.blocks());
+    require_equal("bytes of a block", int64_t(data.shape(1)), matrix_.block_bytes);
+  }
+  const Matrix& matrix() const { return matrix_; }
+
+ private:
+  Bytes data_;  // keeps the array alive
+  Matrix matrix_;
+};
+
+void bind_products(nb::module_& module);
+void bind_attention(nb::module_& module);
+
+}  // namespace fourbee

@@ -1,0 +1,115 @@
+// Part of kernels.cpp, which includes it inside its namespaces: matrices into blocks, and rows of them out again.
+
+// What the value furthest from zero becomes in the scales that are tried, as in packed.py.
+constexpr float kCandidates[] = {-9.5f, -9.0f, -8.5f, -8.0f, -7.5f, -7.0f, -6.5f, -6.0f,
+                                 8.5f,  8.0f,  7.5f,  7.0f,  6.5f,  6.0f};
+
+float group_scale_8(const float* x, int64_t group) {
+  F top = zero();
+  for (int64_t d = 0; d < group; d += 16) top = max(top, abs(load(x + d)));
+  return half_to_float(float_to_half(largest(top) / 127.0f));
+}
+
+F rounded_4(F x, float inverse) { return min(all(7.0f), max(all(-8.0f), round(mul(x, all(inverse))))); }
+
+// The best scale for the integers that `scale` gives (least squares), and by how much it lowers the
+// squared error.
+float fitted_4(const float* x, int64_t group, float scale, float* gain) {
+  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  F products = zero(), squares = zero();
+  for (int64_t d = 0; d < group; d += 16) {
+    const F v = load(x + d), q = rounded_4(v, inverse);
+    products = fma(v, q, products);
+    squares = fma(q, q, squares);
+  }
+  const float dot = sum(products), square = std::max(1.0f, sum(squares));
+  *gain = dot / square * dot;
+  return dot / square;
+}
+
+// The scale of least squared error among the candidates, each fitted to its integers; then the
+// integers for that scale as it is stored.
+float group_scale_4(const float* x, int64_t group, float* integers) {
+  float extreme = 0;
+  for (int64_t d = 0; d < group; d++)
+    if (std::fabs(x[d]) > std::fabs(extreme)) extreme = x[d];
+  float best = extreme / -8.0f, best_gain = 0, gain;
+  for (const float becomes : kCandidates) {
+    const float fitted = fitted_4(x, group, extreme / becomes, &gain);
+    if (gain > best_gain) best_gain = gain, best = fitted;
+  }
+  const float scale = half_to_float(float_to_half(fitted_4(x, group, best, &gain)));
+  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  for (int64_t d = 0; d < group; d += 16) store(integers + d, rounded_4(load(x + d), inverse));
+  return scale;
+}
+
+void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
+  const bool small = w.kind == Kind::int4;
+  const int64_t lines = w.group / (small ? 8 : 4);
+  std::vector<float> integers(w.group);
+  for (int64_t g = 0; g < w.columns / w.group; g++, block += lines * 64 + kBlockRows * 2) {
+    std::memset(block, 0, lines * 64);
+    for (int64_t n = 0; n < kBlockRows; n++) {
+      const float* x = rows + n * w.columns + g * w.group;
+      const float scale = small ? group_scale_4(x, w.group, integers.data()) : group_scale_8(x, w.group);
+      if (!small) {
+        const F divisor = all(scale > 0 ? scale : 1.0f);
+        for (int64_t d = 0; d < w.group; d += 16)
+          store(integers.data() + d, min(all(127.0f), max(all(-127.0f), round(div(load(x + d), divisor)))));
+      }
+      for (int64_t d = 0; d < w.group; d++) {
+        const int64_t in_line = d % (small ? 8 : 4);
+        const int32_t q = int32_t(integers[d]) + (small ? 8 : 128);
+        block[d / (small ? 8 : 4) * 64 + n * 4 + in_line % 4] |= uint8_t(in_line < 4 ? q : q << 4);
+      }
+      const uint16_t bits = float_to_half(scale);
+      std::memcpy(block + lines * 64 + n * 2, &bits, 2);
+    }
+  }
+}
+
+void pack_block(const Matrix& w, float* rows, uint8_t* block) {
+  if (w.rotated)
+    for (int64_t n = 0; n < kBlockRows; n++) hadamard_128(rows + n * w.columns, w.columns);
+  if (w.kind == Kind::int8 || w.kind == Kind::int4) return pack_groups(w, rows, block);
+  for (int64_t n = 0; n < kBlockRows; n++)
+    for (int64_t d = 0; d < w.columns; d++) {
+      const float value = rows[n * w.columns + d];
+      if (w.kind == Kind::f32) {
+        std::memcpy(block + d * 64 + n * 4, &value, 4);
+      } else {
+        const uint16_t bits = float_to_bf16(value);
+        std::memcpy(block + d / 2 * 64 + n * 4 + d % 2 * 2, &bits, 2);
+      }
+    }
+}
+
+void unpack_row(const Matrix& w, int64_t row, float* out) {
+  const int64_t lane = row % kBlockRows;
+  const uint8_t* data = w.data + row / kBlockRows * w.block_bytes;
+  if (w.kind == Kind::f32) {
+    for (int64_t d = 0; d < w.columns; d++) std::memcpy(out + d, data + d * 64 + lane * 4, 4);
+  } else if (w.kind == Kind::bf16) {
+    for (int64_t d = 0; d < w.columns; d++) {
+      uint16_t bits;
+      std::memcpy(&bits, data + d / 2 * 64 + lane * 4 + d % 2 * 2, 2);
+      out[d] = bf16_to_float(bits);
+    }
+  } else {
+    const bool small = w.kind == Kind::int4;
+    const int64_t lines = w.group / (small ? 8 : 4);
+    for (int64_t g = 0; g < w.columns / w.group; g++, data += lines * 64 + kBlockRows * 2) {
+      uint16_t bits;
+      std::memcpy(&bits, data + lines * 64 + lane * 2, 2);
+      const float scale = half_to_float(bits);
+      for (int64_t i = 0; i < w.group; i++) {
+        const int64_t in_line = i % (small ? 8 : 4);
+        const uint8_t byte = data[i / (small ? 8 : 4) * 64 + lane * 4 + in_line % 4];
+        const int32_t q = small ? (in_line < 4 ? byte & 15 : byte >> 4) - 8 : byte - 128;
+        out[g * w.group + i] = scale * float(q);
+      }
+    }
+  }
+  if (w.rotated) hadamard_128(out, w.columns);
+}
