@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from fourbee.kernels.operations import (
     HeadRequest,
     HeadResult,
     IntArray,
+    Network,
     Operations,
+    PlanningOperations,
     SequenceCache,
 )
 from fourbee.model.qwen3 import Qwen3Weights, forward
@@ -77,6 +80,7 @@ class ModelRunner:
     def __init__(self, weights: Qwen3Weights, ops: Operations, max_idle_tokens: int = 0) -> None:
         self._weights = weights
         self._ops = ops
+        self._network = _network(weights, ops)
         self._caches: dict[str, SequenceCache] = {}
         self._idle = PrefixCache(max_idle_tokens)
 
@@ -126,15 +130,14 @@ class ModelRunner:
         attention = self._ops.cached_attention(
             [(self._caches[chunk.sequence.id], chunk.count) for chunk in chunks]
         )
-        hidden = forward(
-            self._weights,
+        hidden = self._network(
+            self._ops,
             np.asarray(token_ids, dtype=np.int64),
             np.concatenate(positions),
             attention,
-            self._ops,
-            rows=np.asarray(rows, dtype=np.int64),
+            np.asarray(rows, dtype=np.int64),
         )
-        return Step(parts, hidden.final)
+        return Step(parts, hidden)
 
     def sample(self, step: Step) -> list[Outcome]:
         """Ends a step: an outcome for each of its chunks, in order."""
@@ -188,6 +191,17 @@ class ModelRunner:
             for index, (row, _, top) in enumerate(several):
                 scored[row] = _scored_token(result, index, top)
         return scored
+
+
+def _network(weights: Qwen3Weights, ops: Operations) -> Network:
+    """The forward pass over these weights, recorded where the operations can do that."""
+
+    def run(
+        ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+    ) -> Array:
+        return forward(weights, token_ids, positions, attention, ops, rows=rows).final
+
+    return ops.planned(run) if isinstance(ops, PlanningOperations) else run
 
 
 def head_request(sequences: list[Sequence]) -> HeadRequest:
