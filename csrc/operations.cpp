@@ -55,10 +55,19 @@ void linear_rows(const Matrix& matrix, const float* x, int64_t rows, float* out,
 }
 
 void norm_linear_rows(const Source& source, int64_t rows, const Matrix* const* matrices, float* const* outs, size_t count) {
-  Inputs inputs{};
-  for (size_t i = 0; i < count; i++) {
-    if (i == 0 || !alike(*matrices[i], *matrices[i - 1])) inputs = prepared(source, rows, *matrices[i]);
-    multiply(*matrices[i], inputs, outs[i], false);
+  // Matrices that take the same inputs are one job: fewer waits for the last thread.
+  for (size_t first = 0, end; first < count; first = end) {
+    const Inputs inputs = prepared(source, rows, *matrices[first]);
+    int64_t blocks = 0;
+    for (end = first; end < count && alike(*matrices[end], *matrices[first]); end++) blocks += matrices[end]->blocks();
+    share(blocks, 3, [&](int64_t begin, int64_t stop) {
+      int64_t before = 0;  // blocks of the matrices before this one
+      for (size_t i = first; i < end; i++) {
+        const int64_t own = matrices[i]->blocks(), from = std::max(begin - before, int64_t(0)), to = std::min(stop - before, own);
+        if (from < to) machine().kernels->multiply({matrices[i], &inputs, outs[i], false}, from, to);
+        before += own;
+      }
+    });
   }
 }
 

@@ -29,6 +29,7 @@ from fourbee.kernels.operations import (
     PlanningOperations,
     SequenceCache,
 )
+from fourbee.model.key_smoothing import smooth_keys
 from fourbee.model.qwen3 import Qwen3Weights, forward
 
 # Logits of this many rows exist at a time while a prompt is scored.
@@ -196,12 +197,16 @@ class ModelRunner:
 def _network(weights: Qwen3Weights, ops: Operations) -> Network:
     """The forward pass over these weights, recorded where the operations can do that."""
 
+    planning = ops if isinstance(ops, PlanningOperations) else None
+    if planning and planning.rounds_keys:
+        weights = smooth_keys(weights, ops)
+
     def run(
         ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
     ) -> Array:
         return forward(weights, token_ids, positions, attention, ops, rows=rows).final
 
-    return ops.planned(run) if isinstance(ops, PlanningOperations) else run
+    return planning.planned(run) if planning else run
 
 
 def head_request(sequences: list[Sequence]) -> HeadRequest:

@@ -210,6 +210,10 @@ class NativeOperations(NumpyOperations):
     def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
         return PagedAttention([(_own(cache), count) for cache, count in chunks])
 
+    @property
+    def rounds_keys(self) -> bool:
+        return self.kv_kind == "int8"
+
     def planned(self, network: Network) -> Network:
         return Plan(network, self)
 

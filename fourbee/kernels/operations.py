@@ -222,6 +222,11 @@ class Network(Protocol):
 class PlanningOperations(Protocol):
     """What operations have beside `Operations` if they can record a network and replay it."""
 
+    @property
+    def rounds_keys(self) -> bool:
+        """Whether keys are kept in so few bits that they should be smoothed first."""
+        ...
+
     def planned(self, network: Network) -> Network:
         """The same network, recorded: the same bits with less between the kernels."""
         ...
