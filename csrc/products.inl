@@ -81,10 +81,11 @@ void tile_bf16(const TileArgs& a) {
 }
 
 // The zero point costs nothing: the integer sums start at -zero * (sum of the group's inputs).
+// Minimums cost one fma a group: each is multiplied by the sum of the group's inputs alone.
 template <Kind K, int M, int NB>
 void tile_int(const TileArgs& a) {
-  constexpr int32_t kZero = K == Kind::int4 ? 8 : 128;
-  constexpr int kColumns = K == Kind::int4 ? 8 : 4;  // columns of a line
+  constexpr int32_t kZero = K == Kind::int4a ? 0 : K == Kind::int4 ? 8 : 128;
+  constexpr int kColumns = is_int4(K) ? 8 : 4;  // columns of a line
   const Matrix& w = *a.product.matrix;
   const Inputs& in = *a.product.inputs;
   const int64_t columns = w.columns, group = w.group, groups = columns / group, lines = group / kColumns;
@@ -111,7 +112,7 @@ void tile_int(const TileArgs& a) {
         if (M <= 4 && NB == 1) prefetch(at + kPrefetchBytes);
         line[b] = load_bytes(at);
       }
-      if constexpr (K == Kind::int4) {
+      if constexpr (is_int4(K)) {
         B low[NB], high[NB];
 #pragma GCC unroll 4
         for (int b = 0; b < NB; b++) low[b] = low_halves(line[b]), high[b] = high_halves(line[b]);
@@ -142,8 +143,16 @@ void tile_int(const TileArgs& a) {
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++)
         sums[m][b] = fma(to_float(products[m][b]), mul(scale, all(x_scales[m * groups + g])), sums[m][b]);
+      if constexpr (K == Kind::int4a) {
+        const F minimum = load_f16(reinterpret_cast<const uint16_t*>(data + b * w.block_bytes + lines * 64) + kBlockRows);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const float x_sum = x_scales[m * groups + g] * float(x_sums[m * groups + g]);
+          sums[m][b] = fma(minimum, all(x_sum), sums[m][b]);
+        }
+      }
     }
-    data += lines * 64 + kBlockRows * 2;
+    data += lines * 64 + kBlockRows * (K == Kind::int4a ? 4 : 2);
   }
   write_tile<M, NB>(a, sums);
 }
@@ -173,7 +182,7 @@ void tile_rows(const TileArgs& a, int64_t rows) {
 
 template <Kind K>
 void multiply_kind(const Product& product, int64_t block_begin, int64_t block_end) {
-  constexpr bool integer = K == Kind::int4 || K == Kind::int8;
+  constexpr bool integer = is_grouped(K);
   const int64_t rows = product.inputs->rows;
   for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
     const int64_t chunk_end = std::min(rows, chunk + kRowChunk);
@@ -206,5 +215,6 @@ void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
     case Kind::bf16: return multiply_kind<Kind::bf16>(product, block_begin, block_end);
     case Kind::int8: return multiply_kind<Kind::int8>(product, block_begin, block_end);
     case Kind::int4: return multiply_kind<Kind::int4>(product, block_begin, block_end);
+    case Kind::int4a: return multiply_kind<Kind::int4a>(product, block_begin, block_end);
   }
 }
