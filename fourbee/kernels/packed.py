@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -39,8 +39,6 @@ from fourbee.kernels.operations import FloatArray
 Kind = Literal["f32", "bf16", "int8", "int4", "int4a"]
 Method = Literal["plain", "search"]
 Words = npt.NDArray[np.uint32]
-# Of some rows: q, their scales and, of int4a, their minimums.
-Numbers = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
 _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
@@ -115,33 +113,43 @@ def pack_affine(
     q_ND: npt.NDArray[Any], scale_NG: npt.NDArray[Any], minimum_NG: npt.NDArray[Any]
 ) -> PackedMatrix:
     """`W = scale * q + minimum` as int4a; exact where float16 holds scales and minimums."""
-    rows, columns = q_ND.shape
-    chunk = (q_ND, scale_NG, minimum_NG)
-    return pack_numbers("int4a", (rows, columns), columns // scale_NG.shape[1], [chunk])
+    return pack_numbers("int4a", q_ND, scale_NG, minimum_NG)
 
 
 def pack_numbers(
-    kind: Kind, shape: tuple[int, int], group: int, chunks: Iterable[Numbers]
+    kind: Kind,
+    q_ND: npt.NDArray[Any],
+    scale_NG: npt.NDArray[Any],
+    minimum_NG: npt.NDArray[Any] | None = None,
 ) -> PackedMatrix:
-    """A matrix of whole numbers q `[N, D]` that are known already, with scales `[N, G]` and, of
-    int4a, minimums: chunks of rows in their order, each but the last of whole blocks.
+    """A matrix of whole numbers that are known already, as other formats have them.
+
+    UsageError for columns that do not fit, and for a scale or a minimum too large for float16.
     """
-    rows, columns = shape
+    rows, columns = q_ND.shape
+    group = columns // scale_NG.shape[1]
     check_columns(columns, kind, group, False)
-    data = np.empty((-(-rows // BLOCK_ROWS), block_bytes(kind, columns, group)), dtype=np.uint8)
-    first = 0
-    for q, scales, minimums in chunks:
-        filling = ((0, -len(q) % BLOCK_ROWS), (0, 0))
-        target = data[first : first + -(-len(q) // BLOCK_ROWS)]
-        stored = (np.pad(q, filling).astype(np.int16) + _ADDED[kind]).astype(np.uint8)
-        _write_lines(stored.reshape(len(stored), -1, group), kind, target)
-        for tail, values in zip(_tails(kind, group, target), (scales, minimums), strict=False):
-            assert values is not None, "a minimum a scale"
-            halves = _stored(np.pad(values.astype(np.float32), filling))
-            tail[:] = halves.reshape(len(target), BLOCK_ROWS, -1).transpose(0, 2, 1)
-        first += len(target)
-    assert first == len(data), "chunks of all rows"
+    filling = ((0, -rows % BLOCK_ROWS), (0, 0))
+    blocks = (rows + filling[0][1]) // BLOCK_ROWS
+    data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    stored = (np.pad(q_ND, filling).astype(np.int16) + _ADDED[kind]).astype(np.uint8)
+    _write_lines(stored.reshape(len(stored), -1, group), kind, data)
+    given = [scale_NG] if minimum_NG is None else [scale_NG, minimum_NG]
+    for tail, values in zip(_tails(kind, group, data), given, strict=True):
+        halves = _stored(np.pad(values.astype(np.float32), filling))
+        tail[:] = halves.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
     return PackedMatrix(kind, rows, columns, group, False, data)
+
+
+def stacked(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
+    """Parts of a matrix of so many rows, all alike and each but the last of whole blocks."""
+    data, first = np.empty((0, 0), dtype=np.uint8), 0
+    for part in parts:
+        if not first:
+            data = np.empty((-(-rows // BLOCK_ROWS), part.data.shape[1]), dtype=np.uint8)
+        data[first : first + len(part.data)] = part.data
+        first += len(part.data)
+    return replace(part, rows=rows, data=data)
 
 
 def unpack(packed: PackedMatrix) -> FloatArray:
@@ -225,7 +233,9 @@ def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDAr
     of_group = group * _BITS[kind] // 16 * BLOCK_ROWS
     tail = BLOCK_ROWS * _scale_bytes(kind) // 2
     halves = data.view(np.float16).reshape(len(data), -1, of_group + tail)
-    return [halves[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)]
+    return [
+        halves[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)
+    ]
 
 
 def _scale_bytes(kind: Kind) -> int:
