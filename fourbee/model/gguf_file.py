@@ -72,7 +72,7 @@ class GgufTensor:
                 values[begin : begin + count * kind.block_values] = kind.values(raw)
         return values.reshape(self.shape)
 
-    def raw_rows(self, first: int, end: int) -> npt.NDArray[np.uint8]:
+    def raw_rows(self, first: int, end: int) -> NumpyArray:
         """The bytes of some rows of a matrix, one after the other as in the file."""
         row = self.size // self.shape[0]
         raw = np.empty((end - first) * row, dtype=np.uint8)

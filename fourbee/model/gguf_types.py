@@ -164,8 +164,8 @@ def _q8_0_numbers(block: NumpyArray) -> Numbers:
 def _q4_k_numbers(block: NumpyArray) -> Numbers:
     scales, minima = _scales_and_minima(block["scales"])
     quants = _fields(block["low"].reshape(-1, 4, 32), 4).reshape(-1, 256)
-    scales = _column(block["scale"]) * scales.astype(np.float32)
-    return quants, scales, _column(block["min"]) * -minima.astype(np.float32)
+    products = _column(block["scale"]) * scales.astype(np.float32)
+    return quants, products, _column(block["min"]) * -minima.astype(np.float32)
 
 
 # The whole numbers of types whose values are `scale * q + minimum` in groups of 32.
