@@ -145,7 +145,7 @@ def test_affine_int4_of_any_shape_is_the_definition(rows, groups, group, count, 
     # Whole numbers with 127 in every group are not rounded: the product is exact but for sums.
     x = rng.integers(-126, 127, (count, groups, group)).astype(np.float32)
     x[:, :, :1] = 127
-    x = x.reshape(count, -1)
+    x = x.reshape(count, groups * group)
     expected, sums = x @ exact.T, np.abs(x) @ np.abs(exact).T
     found = product(weights, x, rows)
     assert found.shape == (count, rows)
