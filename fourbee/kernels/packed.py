@@ -14,8 +14,7 @@ float16 scales (32 bytes), one a row. int8 q is from -128 to 127, int4 q from -8
 int4a is affine, `W = scale * q + minimum`, q from 0 to 15: after the scales come 16 float16
 minimums. A minimum and not a zero point, as that holds GGUF's Q4_1 exactly, Q4_K but for the
 rounding of two products, and groups whose scale is 0; of AWQ and GPTQ, whose zero points are whole,
-`-zero * scale` is rounded to 11 bits, by at most 1/256 of a step (a zero point of at most 16 times
-2^-12, relative).
+`-zero * scale` is rounded to 11 bits, by at most 1/128 of a step (16 times 2^-11).
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
 
 Packing and unpacking in NumPy: the reference that native code is tested against, not its like in
