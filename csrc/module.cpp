@@ -42,9 +42,10 @@ Kind kind_named(const std::string& name) {
   if (name == "bf16") return Kind::bf16;
   if (name == "int8") return Kind::int8;
   if (name == "int4") return Kind::int4;
-  if (name == "int4a") return Kind::int4a;
-  throw std::invalid_argument("kind = '" + name + "': expected one of f32, bf16, int8, int4, int4a");
+  throw std::invalid_argument("kind = '" + name + "': expected one of f32, bf16, int8, int4");
 }
+
+Kind matrix_kind_named(const std::string& name) { return name == "int4a" ? Kind::int4a : kind_named(name); }
 
 }  // namespace fourbee
 

@@ -348,6 +348,8 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
         native.unpack_rows(weights, np.array([16]), np.empty((1, 64), np.float32))
     with pytest.raises(ValueError, match="head_dim: expected a multiple of 16"):
         native.KvPool(1, 1, 8, "f32")
+    with pytest.raises(ValueError, match="kind = 'int4a': expected one of f32, bf16, int8, int4"):
+        native.KvPool(1, 1, 16, "int4a")
     with pytest.raises(ValueError, match="threads = 0"):
         native.set_threads(0)
 

@@ -4,7 +4,9 @@ The reference is each format's dense reading, which has tests of its own.
 """
 
 import logging
+import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -156,21 +158,21 @@ def test_what_the_kernels_lack_is_left_dense() -> None:
     assert packing.packed(name, arrays | {UP + "g_idx": in_order}) is None
 
 
-def folder(path, packing):
+def folder(path, packing, config=WIDE):
     """A checkpoint of random words; embedding and norms are dense."""
     random, stored = np.random.default_rng(5), {}
-    for name, array in random_tensors(WIDE).items():
+    for name, array in random_tensors(config).items():
         if is_linear(name):
             stored |= layer_parts(random, packing, name.removesuffix("weight"), *array.shape)
         else:
             stored[name] = array
-    return write_packed(path, WIDE, packing.to_json(), stored)
+    return write_packed(path, config, packing.to_json(), stored)
 
 
-def gguf(path, layers: str, table: str) -> GgufFile:
+def gguf(path, layers: str, table: str, config=WIDE) -> GgufFile:
     """A file by its header, over raw blocks."""
     random, tensors = np.random.default_rng(6), {}
-    for name, shape in tensor_shapes(WIDE).items():
+    for name, shape in tensor_shapes(config).items():
         stored = gguf_checkpoint._name_in_file(name)
         if len(shape) == 2:
             kind = table if "embed" in name else layers
@@ -182,9 +184,12 @@ def gguf(path, layers: str, table: str) -> GgufFile:
             tensors[stored] = GgufTensor(path, TYPES[0], shape, begin, 4 * shape[0])
     metadata = {
         "general.architecture": "qwen3",
-        "qwen3.attention.value_length": WIDE.head_dim,
-        **{f"qwen3.{key}": getattr(WIDE, name) for name, key in gguf_checkpoint._WHOLE.items()},
-        **{f"qwen3.{key}": getattr(WIDE, name) for name, key in gguf_checkpoint._FRACTIONS.items()},
+        "qwen3.attention.value_length": config.head_dim,
+        **{f"qwen3.{key}": getattr(config, name) for name, key in gguf_checkpoint._WHOLE.items()},
+        **{
+            f"qwen3.{key}": getattr(config, name)
+            for name, key in gguf_checkpoint._FRACTIONS.items()
+        },
     }
     return GgufFile(path, metadata, tensors)
 
@@ -228,6 +233,27 @@ def test_quantize_is_for_matrices_of_every_format(tmp_path) -> None:
     ops = open_operations("native", "cpu", "auto", "bfloat16", "int8")
     weights = load_weights(path, ops)
     assert {m.packed.kind for n, m in named_tensors(weights).items() if is_linear(n)} == {"int8"}
+
+
+@pytest.mark.parametrize("form", ["awq", "gptq", "Q4_K", "Q6_K"])
+def test_memory_peaks_below_1_2_times_the_loaded_size(tmp_path, form) -> None:
+    config = replace(WIDE, num_hidden_layers=12, vocab_size=320)
+    if form in QUANTISED:
+        file = gguf(tmp_path / "x", form, form, config)
+        load = partial(gguf_checkpoint.load_weights, file)
+    else:
+        packing = AwqPacking(128) if form == "awq" else GptqPacking(4, 128)
+        load = partial(load_weights, folder(tmp_path / "model", packing, config))
+    load(Keeping())  # what is imported and cached on first use
+    tracemalloc.start()
+    try:
+        weights = load(Keeping())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    ratio = peak / sum(array.data.nbytes for array in named_tensors(weights).values())
+    print(f"peak over loaded size: {ratio:.3f}")
+    assert 1 <= ratio <= 1.2
 
 
 def test_matrices_that_become_dense_are_told_in_one_line(tmp_path, caplog) -> None:
