@@ -7,6 +7,7 @@ namespace {
 // Packs dense rows into `data`, a block a task: [rows, columns] from a multiple of 16 rows on.
 void pack(const std::string& kind, int64_t group, bool rotated, InRows rows, nb::ndarray<uint8_t, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu> data) {
   const int64_t count = int64_t(rows.shape(0)), columns = int64_t(rows.shape(1));
+  require(kind != "int4a", "kind = 'int4a': packed from numbers and scales, not from dense rows");
   // Its checks are those of a matrix that is packed already.
   const PackedWeights packed(kind, count, columns, group, rotated, Bytes(data));
   nb::gil_scoped_release release;

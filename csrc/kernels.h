@@ -10,7 +10,11 @@ constexpr int64_t kBlockRows = 16;  // output rows of a packed block
 constexpr int64_t kPageKeys = 64;   // positions of a page of keys and values
 constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are joined
 
-enum class Kind : int32_t { f32, bf16, int8, int4 };
+// int4a is int4 with a minimum beside every scale (affine).
+enum class Kind : int32_t { f32, bf16, int8, int4, int4a };
+
+constexpr bool is_int4(Kind kind) { return kind == Kind::int4 || kind == Kind::int4a; }
+constexpr bool is_grouped(Kind kind) { return kind == Kind::int8 || is_int4(kind); }
 
 // A packed matrix; its bytes are described in fourbee/kernels/packed.py.
 struct Matrix {
@@ -19,9 +23,11 @@ struct Matrix {
   bool rotated;
   const uint8_t* data;
   int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
+  // After the lines of each group: its scales and, where it is affine, its minimums.
+  int64_t scale_bytes() const { return kBlockRows * (kind == Kind::int4a ? 4 : 2); }
 };
 
-// Rows made ready for one kind of matrix. f32 and bf16: values. int8 and int4: int8 values with a
+// Rows made ready for one kind of matrix. f32 and bf16: values. All others: int8 values with a
 // scale and the sum of the values, both [rows, groups].
 struct Inputs {
   Kind kind;

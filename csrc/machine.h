@@ -45,6 +45,8 @@ inline void require_equal(const char* what, int64_t found, int64_t expected) {
 std::vector<const Kernels*> supported();
 const Kernels* chosen();
 Kind kind_named(const std::string& name);
+// Also int4a, which is for matrices alone.
+Kind matrix_kind_named(const std::string& name);
 
 // The kernels, the threads and memory that is used over and over: what is allocated anew each time
 // costs a page fault for every 4 KB.
@@ -76,15 +78,15 @@ void share(int64_t count, int64_t least, Work work) {
 class PackedWeights {
  public:
   PackedWeights(const std::string& kind, int64_t rows, int64_t columns, int64_t group, bool rotated, Bytes data)
-      : data_(data), matrix_{kind_named(kind), rows, columns, group, 0, rotated, data.data()} {
-    const bool grouped = matrix_.kind == Kind::int8 || matrix_.kind == Kind::int4;
+      : data_(data), matrix_{matrix_kind_named(kind), rows, columns, group, 0, rotated, data.data()} {
+    const bool grouped = is_grouped(matrix_.kind);
     require(rows > 0 && columns > 0 && rows < (1 << 30) && columns < (1 << 30), "rows and columns: expected from 1 to 2^30");
-    require(grouped ? group == 32 || group == 64 || group == 128 : group == 0, "group: expected 32, 64 or 128 for int8 and int4, else 0");
+    require(grouped ? group == 32 || group == 64 || group == 128 : group == 0, "group: expected 32, 64 or 128 for int8, int4 and int4a, else 0");
     require(!grouped || columns % group == 0, "columns: expected a multiple of the group");
     require(matrix_.kind != Kind::bf16 || columns % 2 == 0, "columns: expected an even number for bf16");
     require(!rotated || columns % 128 == 0, "columns: expected a multiple of 128 where rotated");
-    static constexpr int64_t bits[] = {32, 16, 8, 4};
-    matrix_.block_bytes = columns * kBlockRows * bits[int(matrix_.kind)] / 8 + (grouped ? columns / group * kBlockRows * 2 : 0);
+    static constexpr int64_t bits[] = {32, 16, 8, 4, 4};
+    matrix_.block_bytes = columns * kBlockRows * bits[int(matrix_.kind)] / 8 + (grouped ? columns / group * matrix_.scale_bytes() : 0);
     require_equal("blocks", int64_t(data.shape(0)), matrix_.blocks());
     require_equal("bytes of a block", int64_t(data.shape(1)), matrix_.block_bytes);
   }

@@ -8,7 +8,7 @@ namespace fourbee {
 namespace {
 
 bool alike(const Matrix& a, const Matrix& b) {
-  const auto inputs = [](Kind kind) { return kind == Kind::int4 ? Kind::int8 : kind; };
+  const auto inputs = [](Kind kind) { return is_int4(kind) ? Kind::int8 : kind; };
   return inputs(a.kind) == inputs(b.kind) && a.columns == b.columns && a.group == b.group && a.rotated == b.rotated;
 }
 

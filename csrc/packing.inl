@@ -72,7 +72,7 @@ void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
 void pack_block(const Matrix& w, float* rows, uint8_t* block) {
   if (w.rotated)
     for (int64_t n = 0; n < kBlockRows; n++) hadamard_128(rows + n * w.columns, w.columns);
-  if (w.kind == Kind::int8 || w.kind == Kind::int4) return pack_groups(w, rows, block);
+  if (is_grouped(w.kind)) return pack_groups(w, rows, block);
   for (int64_t n = 0; n < kBlockRows; n++)
     for (int64_t d = 0; d < w.columns; d++) {
       const float value = rows[n * w.columns + d];
@@ -97,17 +97,20 @@ void unpack_row(const Matrix& w, int64_t row, float* out) {
       out[d] = bf16_to_float(bits);
     }
   } else {
-    const bool small = w.kind == Kind::int4;
+    const bool small = is_int4(w.kind), affine = w.kind == Kind::int4a;
     const int64_t lines = w.group / (small ? 8 : 4);
-    for (int64_t g = 0; g < w.columns / w.group; g++, data += lines * 64 + kBlockRows * 2) {
-      uint16_t bits;
-      std::memcpy(&bits, data + lines * 64 + lane * 2, 2);
-      const float scale = half_to_float(bits);
+    for (int64_t g = 0; g < w.columns / w.group; g++, data += lines * 64 + w.scale_bytes()) {
+      uint16_t bits[2] = {0, 0};
+      std::memcpy(bits, data + lines * 64 + lane * 2, 2);
+      if (affine) std::memcpy(bits + 1, data + lines * 64 + kBlockRows * 2 + lane * 2, 2);
+      const float scale = half_to_float(bits[0]), minimum = half_to_float(bits[1]);
+      const int32_t zero_point = affine ? 0 : small ? 8 : 128;
       for (int64_t i = 0; i < w.group; i++) {
         const int64_t in_line = i % (small ? 8 : 4);
         const uint8_t byte = data[i / (small ? 8 : 4) * 64 + lane * 4 + in_line % 4];
-        const int32_t q = small ? (in_line < 4 ? byte & 15 : byte >> 4) - 8 : byte - 128;
-        out[g * w.group + i] = scale * float(q);
+        const int32_t q = (small ? (in_line < 4 ? byte & 15 : byte >> 4) : byte) - zero_point;
+        const float value = scale * float(q);
+        out[g * w.group + i] = affine ? value + minimum : value;
       }
     }
   }

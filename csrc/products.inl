@@ -88,7 +88,7 @@ inline void add_columns(I (&products)[M][NB], const B (&weights)[NB], const int8
     const int32_t four = four_bytes(inputs + m * stride);
 #pragma GCC unroll 4
     for (int b = 0; b < NB; b++) {
-      if constexpr (K == Kind::int4) {
+      if constexpr (is_int4(K)) {
         products[m][b] = dot4_small(products[m][b], weights[b], four);
       } else {
         products[m][b] = dot4(products[m][b], weights[b], four);
@@ -98,10 +98,11 @@ inline void add_columns(I (&products)[M][NB], const B (&weights)[NB], const int8
 }
 
 // The zero point costs nothing: the integer sums start at -zero * (sum of the group's inputs).
+// Minimums cost one fma a group: each is multiplied by the sum of the group's inputs alone.
 template <Kind K, int M, int NB, bool Ahead>
 void tile_int(const TileArgs& a) {
-  constexpr int32_t kZero = K == Kind::int4 ? 8 : 128;
-  constexpr int kColumns = K == Kind::int4 ? 8 : 4;  // columns of a line
+  constexpr int32_t kZero = K == Kind::int4a ? 0 : K == Kind::int4 ? 8 : 128;
+  constexpr int kColumns = is_int4(K) ? 8 : 4;  // columns of a line
   const Matrix& w = *a.product.matrix;
   const Inputs& in = *a.product.inputs;
   const int64_t columns = w.columns, group = w.group, groups = columns / group, lines = group / kColumns;
@@ -128,10 +129,10 @@ void tile_int(const TileArgs& a) {
         const uint8_t* at = lines_at + b * w.block_bytes;
         if (Ahead) prefetch(at + kPrefetchBytes);
         four_columns[b] = load_bytes(at);
-        if constexpr (K == Kind::int4) four_columns[b] = low_halves(four_columns[b]);
+        if constexpr (is_int4(K)) four_columns[b] = low_halves(four_columns[b]);
       }
       add_columns<K, M, NB>(products, four_columns, inputs + s * kColumns, columns);
-      if constexpr (K == Kind::int4) {  // loaded once more: kept, the line would take a register of the sums
+      if constexpr (is_int4(K)) {  // loaded once more: kept, the line would take a register of the sums
 #pragma GCC unroll 4
         for (int b = 0; b < NB; b++) four_columns[b] = high_halves(load_bytes(lines_at + b * w.block_bytes));
         add_columns<K, M, NB>(products, four_columns, inputs + s * kColumns + 4, columns);
@@ -143,8 +144,16 @@ void tile_int(const TileArgs& a) {
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++)
         sums[m][b] = fma(to_float(products[m][b]), mul(scale, all(x_scales[m * groups + g])), sums[m][b]);
+      if constexpr (K == Kind::int4a) {
+        const F minimum = load_f16(reinterpret_cast<const uint16_t*>(data + b * w.block_bytes + lines * 64) + kBlockRows);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const float x_sum = x_scales[m * groups + g] * float(x_sums[m * groups + g]);
+          sums[m][b] = fma(minimum, all(x_sum), sums[m][b]);
+        }
+      }
     }
-    data += lines * 64 + kBlockRows * 2;
+    data += lines * 64 + kBlockRows * (K == Kind::int4a ? 4 : 2);
   }
   write_tile<M, NB>(a, sums);
 }
@@ -258,5 +267,6 @@ void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
     case Kind::bf16: return multiply_floats<Kind::bf16>(product, block_begin, block_end);
     case Kind::int8: return multiply_integers<Kind::int8>(product, block_begin, block_end);
     case Kind::int4: return multiply_integers<Kind::int4>(product, block_begin, block_end);
+    case Kind::int4a: return multiply_integers<Kind::int4a>(product, block_begin, block_end);
   }
 }

@@ -107,6 +107,10 @@ class NativeOperations(NumpyOperations):
         kind, rotated = (packing.tables, False) if table else (packing.layers, packing.rotated)
         return self.from_packed(pack_natively(array, kind, GROUP, rotated))
 
+    @property
+    def keeps_formats(self) -> bool:
+        return self.packing not in PACKINGS.values()  # --quantize is for all matrices
+
     def from_packed(self, packed: PackedMatrix) -> NativeMatrix:
         """A matrix that is packed already, in whatever kind; its bytes are not copied."""
         weights = _native.PackedWeights(

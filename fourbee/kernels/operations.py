@@ -236,6 +236,11 @@ class PlanningOperations(Protocol):
 class PackedOperations(Protocol):
     """What operations have beside `Operations` if they compute with packed matrices."""
 
+    @property
+    def keeps_formats(self) -> bool:
+        """Whether matrices of other quantised formats stay as they are; False to requantise."""
+        ...
+
     def from_packed(self, packed: PackedMatrix) -> Array:
         """A backend array over the matrix, whose bytes may be read-only and are kept.
 

@@ -7,9 +7,14 @@ stream of lines of 64 bytes. What a line holds depends on the kind, n being a ro
     bf16   two columns:   16 x 2 bfloat16       W[n][2d], W[n][2d+1]
     int8   four columns:  16 x 4 uint8          q[n][4d] .. q[n][4d+3], 128 added
     int4   eight columns: 16 x 4 bytes, the low half q[n][8d+i], the high half q[n][8d+4+i], 8 added
+    int4a  as int4, with nothing added
 
 int8 and int4 are symmetric, `W = scale * q`: after the lines of each group of columns come its 16
-float16 scales (32 bytes), one a row. int8 q is within +-127, int4 q from -8 to 7.
+float16 scales (32 bytes), one a row. int8 q is from -128 to 127, int4 q from -8 to 7.
+int4a is affine, `W = scale * q + minimum`, q from 0 to 15: after the scales come 16 float16
+minimums. A minimum and not a zero point, as that holds GGUF's Q4_1 exactly, Q4_K but for the
+rounding of two products, and groups whose scale is 0; of AWQ and GPTQ, whose zero points are whole,
+`-zero * scale` is rounded to 11 bits, by at most 1/128 of a step (16 times 2^-11).
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
 
 Packing and unpacking in NumPy: the reference that native code is tested against, not its like in
@@ -19,7 +24,8 @@ speed. Files of packed matrices are `model/packed_format.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -29,12 +35,14 @@ import numpy.typing as npt
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import FloatArray
 
-Kind = Literal["f32", "bf16", "int8", "int4"]
+Kind = Literal["f32", "bf16", "int8", "int4", "int4a"]
 Method = Literal["plain", "search"]
 Words = npt.NDArray[np.uint32]
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
-_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
+_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
+# What is added to q, so that it is stored without a sign.
+_ADDED = {"int8": 128, "int4": 8, "int4a": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
 # What the value furthest from zero becomes in the scales that are tried: from finer steps with that
@@ -61,8 +69,8 @@ class PackedMatrix:
 
 
 def block_bytes(kind: Kind, columns: int, group: int) -> int:
-    """Bytes of 16 rows: the lines and, of int8 and int4, a scale of 2 bytes a row and group."""
-    scales = columns // group * BLOCK_ROWS * 2 if group else 0
+    """Bytes of 16 rows: the lines and, where there are groups, their scales and minimums."""
+    scales = columns // group * BLOCK_ROWS * _scale_bytes(kind) if group else 0
     return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales
 
 
@@ -75,14 +83,16 @@ def pack(
 ) -> PackedMatrix:
     """A matrix `[N, D]` of any float type, packed; UsageError where its columns do not fit.
 
-    The group counts for int8 and int4 only, the method for int4 only.
+    The group counts for int8 and int4 only, the method for int4 only. Not for int4a, which holds
+    the numbers of other formats (`pack_affine`).
     """
+    assert kind != "int4a", "packed from numbers, not from a matrix"
     rows, columns = matrix.shape
     group = group if _BITS[kind] < 16 else 0
     check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
-    step = _rows_at_once(columns)
+    step = rows_at_once(columns)
     for start in range(0, rows, step):
         part = matrix[start : start + step].astype(np.float32)
         if not np.isfinite(part).all():
@@ -98,10 +108,53 @@ def pack(
     return PackedMatrix(kind, rows, columns, group, rotated, data)
 
 
+def pack_affine(
+    q_ND: npt.NDArray[Any], scale_NG: npt.NDArray[Any], minimum_NG: npt.NDArray[Any]
+) -> PackedMatrix:
+    """`W = scale * q + minimum` as int4a; exact where float16 holds scales and minimums."""
+    return pack_numbers("int4a", q_ND, scale_NG, minimum_NG)
+
+
+def pack_numbers(
+    kind: Kind,
+    q_ND: npt.NDArray[Any],
+    scale_NG: npt.NDArray[Any],
+    minimum_NG: npt.NDArray[Any] | None = None,
+) -> PackedMatrix:
+    """A matrix of whole numbers that are known already, as other formats have them.
+
+    UsageError for columns that do not fit, and for a scale or a minimum too large for float16.
+    """
+    rows, columns = q_ND.shape
+    group = columns // scale_NG.shape[1]
+    check_columns(columns, kind, group, False)
+    filling = ((0, -rows % BLOCK_ROWS), (0, 0))
+    blocks = (rows + filling[0][1]) // BLOCK_ROWS
+    data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    stored = (np.pad(q_ND, filling).astype(np.int16) + _ADDED[kind]).astype(np.uint8)
+    _write_lines(stored.reshape(len(stored), -1, group), kind, data)
+    given = [scale_NG] if minimum_NG is None else [scale_NG, minimum_NG]
+    for tail, values in zip(_tails(kind, group, data), given, strict=True):
+        halves = _stored(np.pad(values.astype(np.float32), filling))
+        tail[:] = halves.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
+    return PackedMatrix(kind, rows, columns, group, False, data)
+
+
+def stacked(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
+    """Parts of a matrix of so many rows, all alike and each but the last of whole blocks."""
+    data, first = np.empty((0, 0), dtype=np.uint8), 0
+    for part in parts:
+        if not first:
+            data = np.empty((-(-rows // BLOCK_ROWS), part.data.shape[1]), dtype=np.uint8)
+        data[first : first + len(part.data)] = part.data
+        first += len(part.data)
+    return replace(part, rows=rows, data=data)
+
+
 def unpack(packed: PackedMatrix) -> FloatArray:
     """The float32 matrix `[N, D]`, with the rotation undone."""
     dense = np.empty(packed.shape, dtype=np.float32)
-    step = _rows_at_once(packed.columns)
+    step = rows_at_once(packed.columns)
     for start in range(0, packed.rows, step):
         end = min(start + step, packed.rows)
         dense[start:end] = rows(packed, np.arange(start, end))
@@ -114,9 +167,11 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
     words = np.ascontiguousarray(_lines(packed.kind, packed.group, packed.data)[blocks, ..., row])
     if packed.group:
         values_RGD = _numbers(words.reshape(*words.shape[:2], -1), packed.kind)
-        values_RGD *= _scales(packed.kind, packed.group, packed.data)[blocks, :, row].astype(
-            np.float32
-        )[..., None]
+        tails = _tails(packed.kind, packed.group, packed.data)
+        scales, *minimums = (tail[blocks, :, row].astype(np.float32)[..., None] for tail in tails)
+        values_RGD *= scales
+        if minimums:
+            values_RGD += minimums[0]
         values = values_RGD.reshape(len(ids), packed.columns)
     else:
         values = words.reshape(len(ids), -1).view(_FLOATS[packed.kind]).astype(np.float32)
@@ -126,7 +181,7 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
 def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
     """How far the packed matrix is from the matrix: `|W' - W| / |W|`, 0 for a matrix of zeros."""
     wrong = whole = 0.0
-    step = _rows_at_once(packed.columns)
+    step = rows_at_once(packed.columns)
     for start in range(0, packed.rows, step):
         true = matrix[start : start + step].astype(np.float32)
         difference = rows(packed, np.arange(start, start + len(true))) - true
@@ -151,7 +206,7 @@ def check_columns(columns: int, kind: Kind, group: int, rotated: bool) -> None:
             raise UsageError(f"{columns} columns, {name}: expected a multiple of {multiple}")
 
 
-def _rows_at_once(columns: int) -> int:
+def rows_at_once(columns: int) -> int:
     """Rows of whole blocks that fill about a megabyte: little memory, and it stays in the cache."""
     return BLOCK_ROWS * max(1, _VALUES_AT_ONCE // (columns * BLOCK_ROWS))
 
@@ -167,14 +222,24 @@ def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
     if not group:
         return words.reshape(len(data), -1, BLOCK_ROWS)
     of_group = group * _BITS[kind] // 32 * BLOCK_ROWS
-    words = words.reshape(len(data), -1, of_group + BLOCK_ROWS // 2)[..., :of_group]
+    tail = BLOCK_ROWS * _scale_bytes(kind) // 4
+    words = words.reshape(len(data), -1, of_group + tail)[..., :of_group]
     return words.reshape(*words.shape[:2], -1, BLOCK_ROWS)
 
 
-def _scales(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-    """A view of the scales, `[B, groups, 16]`."""
-    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS + BLOCK_ROWS
-    return data.view(np.float16).reshape(len(data), -1, of_group)[..., -BLOCK_ROWS:]
+def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float16]]:
+    """Views of the scales and, of int4a, the minimums: `[B, groups, 16]` each."""
+    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS
+    tail = BLOCK_ROWS * _scale_bytes(kind) // 2
+    halves = data.view(np.float16).reshape(len(data), -1, of_group + tail)
+    return [
+        halves[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)
+    ]
+
+
+def _scale_bytes(kind: Kind) -> int:
+    """What a row and group has after its numbers."""
+    return 4 if kind == "int4a" else 2
 
 
 def _write_quantised(
@@ -184,18 +249,25 @@ def _write_quantised(
     group = values_RGD.shape[2]
     if kind == "int8":
         numbers, scales = _plain_int8(values_RGD)
-        words = (numbers + np.float32(128)).astype(np.uint8).view(np.uint32)
     else:
         numbers, scales = _searched_int4(values_RGD) if method == "search" else (
             _plain_int4(values_RGD)
         )  # fmt: skip
-        halves = (numbers + np.float32(8)).astype(np.uint8).view(np.uint32)
+    _write_lines((numbers + np.float32(_ADDED[kind])).astype(np.uint8), kind, data)
+    by_block = scales.reshape(len(data), BLOCK_ROWS, -1)
+    _tails(kind, group, data)[0][:] = by_block.transpose(0, 2, 1)
+
+
+def _write_lines(
+    stored_RGD: npt.NDArray[np.uint8], kind: Kind, data: npt.NDArray[np.uint8]
+) -> None:
+    """Numbers of rows of groups, as they are stored, into the bytes of their blocks."""
+    words = stored_RGD.view(np.uint32)
+    if kind != "int8":
         # Words of four numbers: every second one goes into the high halves of the one before it.
-        words = halves[..., 0::2] | halves[..., 1::2] << np.uint32(4)
-    blocks = len(data)
-    by_block = words.reshape(blocks, BLOCK_ROWS, *words.shape[1:])
-    _lines(kind, group, data)[:] = by_block.transpose(0, 2, 3, 1)
-    _scales(kind, group, data)[:] = scales.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
+        words = words[..., 0::2] | words[..., 1::2] << np.uint32(4)
+    by_block = words.reshape(len(data), BLOCK_ROWS, *words.shape[1:])
+    _lines(kind, stored_RGD.shape[2], data)[:] = by_block.transpose(0, 2, 3, 1)
 
 
 def _numbers(words: Words, kind: Kind) -> FloatArray:
@@ -205,7 +277,7 @@ def _numbers(words: Words, kind: Kind) -> FloatArray:
     low_half = np.uint32(0x0F0F0F0F)
     halves = np.stack((words & low_half, words >> np.uint32(4) & low_half), axis=-1)
     flat = halves.reshape(*words.shape[:2], -1)
-    return flat.view(np.uint8).astype(np.float32) - np.float32(8)
+    return flat.view(np.uint8).astype(np.float32) - np.float32(_ADDED[kind])
 
 
 def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:

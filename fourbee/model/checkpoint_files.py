@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from fourbee.foundation.errors import ModelFileError
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix, unpack
 from fourbee.model.config import Qwen3Config
+from fourbee.model.groups import AwqPacking, GptqPacking
 from fourbee.model.int8 import INT8, SCALE, pack_rows
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.packing import DENSE, Packing, Part
@@ -33,7 +35,10 @@ from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, wri
 from fourbee.model.weights import TABLES, largest_first, named_tensors, tensor_shapes, weights_tree
 
 Progress = Callable[[str, int, int], None]  # a name, bytes done, bytes in all
+Made = TypeVar("Made")
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -60,7 +65,8 @@ def check_weights(folder: Path) -> None:
 def load_weights(folder: Path, ops: Operations, progress: Progress | None = None) -> Qwen3Weights:
     """The weights of a checkpoint folder, in the compute type of `ops`.
 
-    Dense, unless the folder is `fourbee-packed` and the operations take packed matrices.
+    Dense, unless the folder is `fourbee-packed`, AWQ or GPTQ and the operations take packed
+    matrices; those that quantise make AWQ and GPTQ dense first, and then their own.
     Streamed tensor by tensor, the largest first: memory peaks at little more than the weights
     themselves. A checkpoint with tied embeddings may also hold `lm_head.weight`; it is ignored, as
     transformers does, but must have the embedding's shape. Raises ModelFileError.
@@ -72,8 +78,12 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
     sizes = {name: sum(p.size for p in parts.values()) for name, parts in tensors.parts.items()}
     done, total = 0, sum(sizes.values())
     arrays: dict[str, Array] = {}
+    made_dense: list[str] = []
     for name in largest_first(config):
         matrix = tensors.packed(name) if takes_packed else None
+        if takes_packed and takes_packed.keeps_formats and tensors.is_foreign(name):
+            matrix = tensors.repacked(name)
+            made_dense += [name] if matrix is None else []
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
@@ -81,6 +91,7 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)
+    tell_dense(folder, made_dense)
     rotated = bool(takes_packed) and isinstance(form, PackedFormat) and form.rotated
     return weights_tree(dataclasses.replace(config, quantization=None), arrays, rotated)
 
@@ -100,7 +111,7 @@ class FolderTensors:
         if packed is not None:
             return unpack(packed)
         packing = self.config.quantization or DENSE
-        return _read(self.folder, packing, name, self.parts[name])
+        return _read(self.folder, packing.dense, name, self.parts[name])
 
     def packed(self, name: str) -> PackedMatrix | None:
         """A matrix of a `fourbee-packed` folder, over a map of its file; None for all others."""
@@ -108,6 +119,17 @@ class FolderTensors:
         if len(shape) == 2 and isinstance(form, PackedFormat):
             return form.matrix(shape, self.parts[name][name].map())
         return None
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether it is a layer that AWQ or GPTQ packed."""
+        form = self.config.quantization
+        return isinstance(form, AwqPacking | GptqPacking) and name not in self.parts[name]
+
+    def repacked(self, name: str) -> PackedMatrix | None:
+        """Such a layer as the kernels read it; None where it must be dense."""
+        form = self.config.quantization
+        assert isinstance(form, AwqPacking | GptqPacking)
+        return _read(self.folder, form.packed, name, self.parts[name])
 
 
 def open_tensors(folder: Path) -> FolderTensors:
@@ -167,6 +189,13 @@ def quantize_checkpoint(source: Path, target: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def tell_dense(source: Path, names: Sequence[str]) -> None:
+    """A line in the log about quantised matrices that no packed kind holds."""
+    if names:
+        logger.warning("%s: %d quantised matrices become dense: %s", source, len(names),
+                       _listed(names))  # fmt: skip
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -288,12 +317,15 @@ def _parts(packing: Packing, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def _read(
-    folder: Path, packing: Packing, name: str, parts: Mapping[str, StoredTensor]
-) -> NumpyArray:
-    """The dense tensor of one name."""
+    folder: Path,
+    made_of: Callable[[str, Mapping[str, NumpyArray]], Made],
+    name: str,
+    parts: Mapping[str, StoredTensor],
+) -> Made:
+    """What the parts of one tensor make."""
     arrays = {part: tensor.read() for part, tensor in parts.items()}
     try:
-        return packing.dense(name, arrays)
+        return made_of(name, arrays)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from None
 

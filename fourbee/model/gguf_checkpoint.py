@@ -1,6 +1,7 @@
 """A dense Qwen3 in a GGUF file: its configuration and its weights, under a checkpoint's names.
 
-Quantised tensors become dense when they are read: memory is that of a dense model. llama.cpp keeps
+Quantised matrices are packed for operations that compute with such (`gguf_packed.py`), and become
+dense for others: memory is that of a dense model then. llama.cpp keeps
 Qwen3's query and key rows in Hugging Face's order (its rotary positions turn halves, NeoX's way),
 so nothing is permuted. As strict as `checkpoint_files.py`. Not here: the tokenizer
 (`text/gguf_vocabulary.py`) and files in parts.
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
-from fourbee.kernels.operations import Array, Operations
-from fourbee.model.checkpoint_files import refuse_other_tensors
+from fourbee.kernels.operations import Array, Operations, PackedOperations
+from fourbee.kernels.packed import PackedMatrix
+from fourbee.model.checkpoint_files import refuse_other_tensors, tell_dense
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile
+from fourbee.model.gguf_packed import packed_matrix
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray
 from fourbee.model.weights import TABLES, largest_first, tensor_shapes, weights_tree
@@ -106,14 +109,23 @@ def check_weights(file: GgufFile) -> None:
 
 
 def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
-    """The weights in the compute type of `ops`, whatever the types in the file.
+    """The weights: quantised matrices packed where `ops` compute with such, else of their type.
 
     Streamed tensor by tensor, the largest first, as `checkpoint_files.load_weights` does.
     """
     tensors = open_tensors(file)
     arrays: dict[str, Array] = {}
+    made_dense: list[str] = []
+    takes_packed = ops if isinstance(ops, PackedOperations) and ops.keeps_formats else None
     for name in largest_first(tensors.config):
-        arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+        quantised = takes_packed and tensors.is_quantised(name)
+        matrix = tensors.packed(name) if quantised else None
+        made_dense += [name] if quantised and matrix is None else []
+        if takes_packed and matrix:
+            arrays[name] = takes_packed.from_packed(matrix)
+        else:
+            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+    tell_dense(file.path, made_dense)
     return weights_tree(tensors.config, arrays)
 
 
@@ -127,6 +139,14 @@ class GgufTensors:
     def dense(self, name: str) -> NumpyArray:
         """One tensor of the network, by its name in a checkpoint."""
         return self.file.tensors[_name_in_file(name)].read()
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """A quantised matrix as the kernels read it; None where it must be dense."""
+        return packed_matrix(self.file.tensors[_name_in_file(name)])
+
+    def is_quantised(self, name: str) -> bool:
+        tensor = self.file.tensors[_name_in_file(name)]
+        return len(tensor.shape) == 2 and tensor.type.record is not None
 
 
 def open_tensors(file: GgufFile) -> GgufTensors:

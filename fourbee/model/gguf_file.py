@@ -72,6 +72,15 @@ class GgufTensor:
                 values[begin : begin + count * kind.block_values] = kind.values(raw)
         return values.reshape(self.shape)
 
+    def raw_rows(self, first: int, end: int) -> NumpyArray:
+        """The bytes of some rows of a matrix, one after the other as in the file."""
+        row = self.size // self.shape[0]
+        raw = np.empty((end - first) * row, dtype=np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset + first * row)
+            fill(raw, file, self.path)
+        return raw
+
 
 @dataclass(frozen=True)
 class GgufFile:

@@ -19,6 +19,8 @@ NumpyArray = npt.NDArray[Any]
 # float32 and small integers in fact; NumPy's stubs widen the results of arithmetic.
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+# q [blocks, values]; scales and minimums [blocks, groups], None for no minimums.
+Numbers = tuple[NumpyArray, NumpyArray, NumpyArray | None]
 
 _SINGLE = np.dtype(np.float32)
 
@@ -141,6 +143,39 @@ def _q6_k(block: NumpyArray) -> Floats:
     quants = quants | (_fields(block["high"].reshape(-1, 2, 32), 2).reshape(-1, 8, 32) << 4)
     quants = quants.astype(np.int8) - np.int8(32)
     return _scaled(block, block["scales"], quants.reshape(-1, 16, 16))
+
+
+def _q4_0_numbers(block: NumpyArray) -> Numbers:
+    return _nibbles(block).astype(np.int8) - np.int8(8), _column(block["scale"]), None
+
+
+def _q4_1_numbers(block: NumpyArray) -> Numbers:
+    return _nibbles(block), _column(block["scale"]), _column(block["min"])
+
+
+def _q5_0_numbers(block: NumpyArray) -> Numbers:
+    return _five_bits(block).astype(np.int8) - np.int8(16), _column(block["scale"]), None
+
+
+def _q8_0_numbers(block: NumpyArray) -> Numbers:
+    return block["low"], _column(block["scale"]), None
+
+
+def _q4_k_numbers(block: NumpyArray) -> Numbers:
+    scales, minima = _scales_and_minima(block["scales"])
+    quants = _fields(block["low"].reshape(-1, 4, 32), 4).reshape(-1, 256)
+    products = _column(block["scale"]) * scales.astype(np.float32)
+    return quants, products, _column(block["min"]) * -minima.astype(np.float32)
+
+
+# The whole numbers of types whose values are `scale * q + minimum` in groups of 32.
+NUMBERS: Mapping[str, Callable[[NumpyArray], Numbers]] = {
+    "Q4_0": _q4_0_numbers,
+    "Q4_1": _q4_1_numbers,
+    "Q5_0": _q5_0_numbers,
+    "Q8_0": _q8_0_numbers,
+    "Q4_K": _q4_k_numbers,
+}
 
 
 def _plain(name: str, dtype: np.dtype[Any]) -> TensorType:

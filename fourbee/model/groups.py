@@ -3,7 +3,9 @@
 Of a layer `X` with `N` outputs and `K` inputs, both store `X.qweight`, `X.qzeros` (int32, 32 / bits
 fields a word) and `X.scales` `[G, N]`: weight `[n, k]` is `(q - z) * s`, where `z` and `s` are
 those of output `n` and of the group of input `k`. They differ in how fields lie in words. Read
-only, into dense weights; written by AutoAWQ, AutoGPTQ and GPTQModel.
+only, into dense weights or as the native kernels read them: 4 bits as int4a, whose minimum
+`-z * s` float16 rounds by 2^-11 at most, and 8 bits as int8. Written by AutoAWQ, AutoGPTQ and
+GPTQModel.
 
 Shape letters: N outputs, K inputs, G groups, P fields a word.
 """
@@ -17,8 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.operations import FloatArray
+from fourbee.kernels.packed import (
+    GROUPS,
+    PackedMatrix,
+    pack,
+    pack_affine,
+    pack_numbers,
+    rows_at_once,
+    stacked,
+)
 from fourbee.model.packing import Part, Settings, is_packed
 from fourbee.model.tensor_file import NumpyArray
 
@@ -31,6 +42,16 @@ _AWQ_SHIFTS = np.array([4 * _AWQ_ORDER.index(column) for column in range(8)], dt
 _INT32 = ("I32",)
 # Inputs unpacked at a time: a multiple of the fields of a word, and little beside a whole matrix.
 _STEP = 64
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A packed layer, its words cut: `values(start, end)` are inputs `[k, N]`; `[G, N]`, `[K]`."""
+
+    values: Callable[[int, int], Words]
+    zeros: Words
+    scales: NumpyArray
+    group_K: NumpyArray
 
 
 @dataclass(frozen=True)
@@ -62,13 +83,18 @@ class AwqPacking:
         }
 
     def dense(self, name: str, arrays: Mapping[str, NumpyArray]) -> NumpyArray:
-        if name in arrays:
-            return arrays[name]
+        return arrays[name] if name in arrays else _scaled(self._fields(name, arrays))
+
+    def packed(self, name: str, arrays: Mapping[str, NumpyArray]) -> PackedMatrix | None:
+        """A packed layer for the kernels; None for a dense tensor and for groups they lack."""
+        return None if name in arrays else _packed(4, self._fields(name, arrays))
+
+    def _fields(self, name: str, arrays: Mapping[str, NumpyArray]) -> _Fields:
         module = name.removesuffix("weight")
         words_KW = _words(arrays[module + "qweight"])
         zeros_GN = _in_row(_words(arrays[module + "qzeros"]), _AWQ_SHIFTS, 4)
         inputs, groups = len(words_KW), len(zeros_GN)
-        return _scaled(
+        return _Fields(
             lambda start, end: _in_row(words_KW[start:end], _AWQ_SHIFTS, 4),
             zeros_GN,
             arrays[module + "scales"],
@@ -134,8 +160,13 @@ class GptqPacking:
         }
 
     def dense(self, name: str, arrays: Mapping[str, NumpyArray]) -> NumpyArray:
-        if name in arrays:
-            return arrays[name]
+        return arrays[name] if name in arrays else _scaled(self._fields(name, arrays))
+
+    def packed(self, name: str, arrays: Mapping[str, NumpyArray]) -> PackedMatrix | None:
+        """As `AwqPacking.packed`; None also where groups are no runs of inputs (`desc_act`)."""
+        return None if name in arrays else _packed(self.bits, self._fields(name, arrays))
+
+    def _fields(self, name: str, arrays: Mapping[str, NumpyArray]) -> _Fields:
         module = name.removesuffix("weight")
         bits, fields = self.bits, 32 // self.bits
         shifts = np.arange(0, 32, bits, dtype=np.uint32)
@@ -150,7 +181,7 @@ class GptqPacking:
         if group_K is None:
             group_K = np.arange(inputs) // (inputs // groups)
         _check_groups(module, group_K, groups)
-        return _scaled(
+        return _Fields(
             lambda start, end: _in_column(words_WN[start // fields : end // fields], shifts, bits),
             _in_row(zero_words, shifts, bits),
             arrays[module + "scales"],
@@ -214,17 +245,47 @@ def _in_column(words: Words, shifts: Words, bits: int) -> Words:
     return fields_WPN.reshape(-1, words.shape[1])
 
 
-def _scaled(
-    values: Callable[[int, int], Words],
-    zeros: Words,
-    scales: NumpyArray,
-    group_K: NumpyArray,
-) -> FloatArray:
-    """The float32 matrix `[N, K]`, a few inputs at a time; `values(start, end)` is `[k, N]`.
+def _packed(bits: int, fields: _Fields) -> PackedMatrix | None:
+    """`_scaled` as the kernels read it, without being dense in between where that is not needed."""
+    inputs, groups = len(fields.group_K), len(fields.zeros)
+    size = inputs // groups
+    fitting = [group for group in GROUPS if size % group == 0]
+    if not fitting or not np.array_equal(fields.group_K, np.arange(inputs) // size):
+        return None
+    try:
+        if bits == 8 and not (fields.zeros == 128).all():
+            return pack(_scaled(fields), "int8", fitting[-1])
+        return _packed_fields(bits, fields, size // fitting[-1])
+    except UsageError:  # not finite, or too large for float16
+        return None
+
+
+def _packed_fields(bits: int, fields: _Fields, parts: int) -> PackedMatrix:
+    """The fields as they are; each group becomes so many with the same scale."""
+    inputs, outputs = len(fields.group_K), fields.scales.shape[1]
+    q_NK = np.empty((outputs, inputs), dtype=np.uint8)
+    for start in range(0, inputs, _STEP):
+        end = min(start + _STEP, inputs)
+        q_NK[:, start:end] = fields.values(start, end).T
+    scales_GN = fields.scales.astype(np.float32)
+    minima_GN = -fields.zeros.astype(np.float32) * scales_GN
+    scales_NG, minima_NG = (np.repeat(x.T, parts, axis=1) for x in (scales_GN, minima_GN))
+    step = rows_at_once(inputs)
+
+    def rows(start: int) -> PackedMatrix:
+        q, s, m = (x[start : start + step] for x in (q_NK, scales_NG, minima_NG))
+        return pack_affine(q, s, m) if bits == 4 else pack_numbers("int8", q.astype("i2") - 128, s)
+
+    return stacked(outputs, map(rows, range(0, outputs, step)))
+
+
+def _scaled(fields: _Fields) -> FloatArray:
+    """The float32 matrix `[N, K]`, a few inputs at a time.
 
     Exact: a difference of up to 9 bits times a 16-bit scale's at most 11 fits float32's 24.
     """
-    zeros_GN, scales_GN = zeros.astype(np.float32), scales.astype(np.float32)
+    values, group_K = fields.values, fields.group_K
+    zeros_GN, scales_GN = fields.zeros.astype(np.float32), fields.scales.astype(np.float32)
     dense_NK = np.empty((scales_GN.shape[1], len(group_K)), dtype=np.float32)
     for start in range(0, len(group_K), _STEP):
         end = min(start + _STEP, len(group_K))

@@ -2,7 +2,8 @@
 
 A `Packing` says which stored tensors one dense tensor is made of, and makes it. Formats: `int8.py`
 (ours), `fp8.py`, `groups.py` (AWQ and GPTQ); `config.py` picks one by `quant_method`. Packing is a
-matter of files only: nothing computes in these formats, but for `packed_format.py`.
+matter of files: nothing computes in these formats, but for `packed_format.py`; native operations
+get AWQ and GPTQ layers as packed matrices of their own kinds (`FolderTensors.repacked`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fourbee.kernels.packed import PackedMatrix, block_bytes, pack, unpack
+from fourbee.kernels.packed import PackedMatrix, block_bytes, pack, pack_affine, unpack
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 
@@ -20,9 +22,12 @@ KINDS = [
     ("int4", 32, False),
     ("int4", 64, True),
     ("int4", 128, True),
+    ("int4a", 32, False),
+    ("int4a", 64, False),
+    ("int4a", 128, False),
 ]
 # Inputs are rounded to the kind's activations: bfloat16, or 8 bits a group.
-TOLERANCES = {"f32": 1e-6, "bf16": 4e-3, "int8": 1e-2, "int4": 1e-2}
+TOLERANCES = {"f32": 1e-6, "bf16": 4e-3, "int8": 1e-2, "int4": 1e-2, "int4a": 1e-2}
 
 
 @pytest.fixture
@@ -41,11 +46,24 @@ def numbers(rng, *shape) -> np.ndarray:
 
 def packed_weights(matrix, kind, group, rotated):
     """The kernels' matrix, and what its bytes stand for in float64."""
-    packed = pack(matrix, kind, group=group or 64, rotated=rotated)
+    packed = (
+        affine(matrix, group)
+        if kind == "int4a"
+        else pack(matrix, kind, group=group or 64, rotated=rotated)
+    )
     weights = native.PackedWeights(
         packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
     )
     return weights, unpack(packed).astype(np.float64)
+
+
+def affine(matrix, group) -> PackedMatrix:
+    """Between the least and the greatest of each group, in fifteen steps."""
+    values = matrix.reshape(len(matrix), -1, group)
+    low, high = values.min(axis=2).astype(np.float16), values.max(axis=2)
+    scale = ((high - low) / 15).astype(np.float16)
+    q = np.clip(np.rint((values - low[..., None]) / scale[..., None]), 0, 15).astype(np.uint8)
+    return pack_affine(q.reshape(matrix.shape), scale, low)
 
 
 def product(weights, x, rows, add_to=None) -> np.ndarray:
@@ -108,8 +126,38 @@ def test_rows_are_unpacked_exactly(rng, kind, group, rotated) -> None:
     assert np.allclose(out, dense[ids], atol=1e-6 if rotated else 0, rtol=0)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 12), st.sampled_from([32, 64, 128]),
+       st.integers(0, 9), st.integers(0, 2**32 - 1))  # fmt: skip
+def test_affine_int4_of_any_shape_is_the_definition(rows, groups, group, count, seed) -> None:
+    rng = np.random.default_rng(seed)
+    q = rng.integers(0, 16, (rows, groups * group), dtype=np.uint8)
+    scale, minimum = rng.standard_normal((2, rows, groups)).astype(np.float16)
+    scale[rng.random(scale.shape) < 0.1] = 0  # a group of its minimum alone
+    exact = q.reshape(rows, groups, group) * scale.astype(np.float64)[..., None]
+    exact = (exact + minimum.astype(np.float64)[..., None]).reshape(q.shape)
+    packed = pack_affine(q, scale, minimum)
+    assert np.array_equal(unpack(packed), exact.astype(np.float32))
+    weights = native.PackedWeights("int4a", rows, q.shape[1], group, False, packed.data)
+    out = np.empty(q.shape, np.float32)
+    native.unpack_rows(weights, np.arange(rows), out)
+    assert np.array_equal(out, exact.astype(np.float32))
+    # Whole numbers with 127 in every group are not rounded: the product is exact but for sums.
+    x = rng.integers(-126, 127, (count, groups, group)).astype(np.float32)
+    x[:, :, :1] = 127
+    x = x.reshape(count, groups * group)
+    expected, sums = x @ exact.T, np.abs(x) @ np.abs(exact).T
+    found = product(weights, x, rows)
+    assert found.shape == (count, rows)
+    assert (np.abs(found - expected) <= 4e-6 * (sums + 1)).all()
+    for i in range(count):
+        assert same_bits(found[i], product(weights, x[i : i + 1], rows)[0])
+
+
 @pytest.mark.parametrize("rows", [16, 37])
-@pytest.mark.parametrize(("kind", "group", "rotated"), KINDS)
+@pytest.mark.parametrize(
+    ("kind", "group", "rotated"), [kind for kind in KINDS if kind[0] != "int4a"]
+)
 def test_packing_gives_the_layouts_own_bytes(rng, kind, group, rotated, rows) -> None:
     matrix = numbers(rng, rows, 256)
     reference = pack(matrix, kind, group=group or 64, rotated=rotated)
@@ -154,7 +202,13 @@ def norm64(x, weight, eps=1e-6) -> np.ndarray:
 
 def test_norm_linear_norms_once_for_matrices_of_any_kind(rng) -> None:
     x, norm = numbers(rng, 9, 256) * 3, numbers(rng, 256)
-    kinds = [("f32", 0, False), ("int8", 64, False), ("int8", 64, False), ("int4", 64, True)]
+    kinds = [
+        ("f32", 0, False),
+        ("int8", 64, False),
+        ("int8", 64, False),
+        ("int4", 64, True),
+        ("int4a", 64, False),
+    ]
     made = [packed_weights(numbers(rng, 48, 256), *kind) for kind in kinds]
     outs = [np.empty((9, 48), np.float32) for _ in made]
     native.norm_linear(x, norm, 1e-6, [weights for weights, _ in made], outs)
@@ -281,6 +335,10 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
         native.PackedWeights("f32", 16, 128, 0, False, packed.data)
     with pytest.raises(ValueError, match="kind = 'f8'"):
         native.PackedWeights("f8", 16, 64, 0, False, packed.data)
+    with pytest.raises(ValueError, match="kind = 'int4a'"):
+        native.pack("int4a", 64, False, numbers(rng, 16, 64), packed.data)
+    with pytest.raises(ValueError, match="bytes of a block = 4096: expected 640"):
+        native.PackedWeights("int4a", 16, 64, 32, False, packed.data)
     weights = native.PackedWeights("f32", 16, 64, 0, False, packed.data)
     with pytest.raises(ValueError, match="columns of x = 32: expected 64"):
         native.linear(weights, numbers(rng, 1, 32), np.empty((1, 16), np.float32), False)
@@ -290,6 +348,8 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
         native.unpack_rows(weights, np.array([16]), np.empty((1, 64), np.float32))
     with pytest.raises(ValueError, match="head_dim: expected a multiple of 16"):
         native.KvPool(1, 1, 8, "f32")
+    with pytest.raises(ValueError, match="kind = 'int4a': expected one of f32, bf16, int8, int4"):
+        native.KvPool(1, 1, 16, "int4a")
     with pytest.raises(ValueError, match="threads = 0"):
         native.set_threads(0)
 

@@ -36,6 +36,8 @@ UP = "model.layers.0.mlp.up_proj.weight"
 class PackedArrayOperations(ArrayOperations):
     """Takes packed matrices as they are."""
 
+    keeps_formats = True
+
     def from_packed(self, packed: PackedMatrix) -> PackedMatrix:
         return packed
 
