@@ -20,23 +20,19 @@ void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
   }
 }
 
-// One head of one layer of a page: keys [4 x 16 keys][K][16], values [64][K]; int8 has a scale for
-// each key and each value behind them.
+// One head of one layer of a page of floats: keys [4 x 16 keys][K][16], values [64][K].
 template <Kind K>
 struct PageHead {
   const uint8_t* base;
   int64_t head_dim;
-  static constexpr int64_t size = K == Kind::f32 ? 4 : K == Kind::bf16 ? 2 : 1;
+  static constexpr int64_t size = K == Kind::f32 ? 4 : 2;
 
   static F lanes(const uint8_t* p) {
     if constexpr (K == Kind::f32) return load(reinterpret_cast<const float*>(p));
-    if constexpr (K == Kind::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
-    return load_i8(reinterpret_cast<const int8_t*>(p));
+    return load_bf16(reinterpret_cast<const uint16_t*>(p));
   }
   F keys(int64_t block, int64_t d) const { return lanes(base + (block * head_dim + d) * 16 * size); }
   F values(int64_t key, int64_t d) const { return lanes(base + ((kPageKeys + key) * head_dim + d) * size); }
-  const float* key_scales() const { return reinterpret_cast<const float*>(base + 2 * kPageKeys * head_dim); }
-  const float* value_scales() const { return key_scales() + kPageKeys; }
 };
 
 template <Kind K>
@@ -51,19 +47,17 @@ void put(uint8_t* base, int64_t index, float value) {
 template <Kind K>
 void store_head(uint8_t* base, int64_t slot, int64_t head_dim, const float* key, const float* value) {
   const int64_t key_at = (slot / 16 * head_dim) * 16 + slot % 16, value_at = (kPageKeys + slot) * head_dim;
-  if constexpr (K == Kind::int8) {
-    std::vector<int8_t> rounded(head_dim);
-    float* scales = reinterpret_cast<float*>(base + 2 * kPageKeys * head_dim);
-    int32_t unused;
-    quantise(key, head_dim, rounded.data(), scales + slot, &unused);
-    for (int64_t d = 0; d < head_dim; d++) base[key_at + d * 16] = uint8_t(rounded[d]);
-    quantise(value, head_dim, rounded.data(), scales + kPageKeys + slot, &unused);
-    std::memcpy(base + value_at, rounded.data(), head_dim);
-  } else {
-    for (int64_t d = 0; d < head_dim; d++) put<K>(base, key_at + d * 16, key[d]);
-    for (int64_t d = 0; d < head_dim; d++) put<K>(base, value_at + d, value[d]);
-  }
+  for (int64_t d = 0; d < head_dim; d++) put<K>(base, key_at + d * 16, key[d]);
+  for (int64_t d = 0; d < head_dim; d++) put<K>(base, value_at + d, value[d]);
 }
+
+// One query head of one row: where its query lies and how many keys it sees.
+struct QueryRow {
+  const float* query;
+  int64_t visible;
+};
+
+#include "attention_int8.inl"
 
 void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, int64_t position,
                 const float* key, const float* value) {
@@ -73,16 +67,10 @@ void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, 
     switch (layout.kind) {
       case Kind::f32: store_head<Kind::f32>(base, slot, layout.head_dim, key + at, value + at); break;
       case Kind::bf16: store_head<Kind::bf16>(base, slot, layout.head_dim, key + at, value + at); break;
-      default: store_head<Kind::int8>(base, slot, layout.head_dim, key + at, value + at); break;
+      default: store_head_int8(base, slot, layout.head_dim, key + at, value + at); break;
     }
   }
 }
-
-// One query head of one row: where its query lies and how many keys it sees.
-struct QueryRow {
-  const float* query;
-  int64_t visible;
-};
 
 // Adds one page to the partial sums of R query rows: the softmax runs along (Milakov & Gimelshein
 // 2018). A row that sees no key of the page is left as it was.
@@ -111,9 +99,7 @@ void add_page(const PageHead<K>& page, int64_t first_key, const QueryRow* rows, 
     std::fill(weights[r], weights[r] + kPageKeys, 0.0f);
     if (seen <= 0) continue;
     for (int b = 0; b < 4; b++) {
-      F one = mul(scores[r][b], all(scale));
-      if constexpr (K == Kind::int8) one = mul(one, load(page.key_scales() + 16 * b));
-      store(weights[r] + 16 * b, one);
+      store(weights[r] + 16 * b, mul(scores[r][b], all(scale)));
     }
     std::fill(weights[r] + seen, weights[r] + kPageKeys, kLowest);
     F top = load(weights[r]);
@@ -125,9 +111,7 @@ void add_page(const PageHead<K>& page, int64_t first_key, const QueryRow* rows, 
     for (int b = 0; b < 4; b++) store(weights[r] + 16 * b, exp(sub(load(weights[r] + 16 * b), all(peak))));
     std::fill(weights[r] + seen, weights[r] + kPageKeys, 0.0f);
     for (int b = 0; b < 4; b++) {
-      const F one = load(weights[r] + 16 * b);
-      total = add(total, one);
-      if constexpr (K == Kind::int8) store(weights[r] + 16 * b, mul(one, load(page.value_scales() + 16 * b)));
+      total = add(total, load(weights[r] + 16 * b));
     }
     partials[r].weight = partials[r].weight * fade[r] + sum(total);
   }
@@ -183,10 +167,31 @@ void clear(Partial& partial, int64_t head_dim) {
   std::fill(partial.sum, partial.sum + head_dim, 0.0f);
 }
 
-// Pages of one split of the keys, for query rows that lie one after another.
-void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split,
-               const QueryRow* rows, int64_t count, Partial* partials) {
+int64_t query_offset(const PageLayout& layout, const AttentionRows& a, int64_t row, int64_t query_head) {
+  return (row * a.query_heads + query_head) * layout.head_dim;
+}
+
+// Query rows of one task; `rounded` where keys are int8.
+struct QueryRows {
+  QueryRows(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
+    const int64_t group = a.query_heads / layout.heads;
+    for (int64_t row = row_begin; row < row_end; row++)
+      for (int64_t i = 0; i < group; i++)
+        rows.push_back({a.query + query_offset(layout, a, row, head * group + i), a.start + row + 1});
+    if (layout.kind == Kind::int8) rounded = rounded_queries(rows.data(), count(), layout.head_dim, a.scale);
+  }
+  int64_t count() const { return int64_t(rows.size()); }
+
+  std::vector<QueryRow> rows;
+  IntegerRows rounded;
+};
+
+// Pages of one split of the keys.
+void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split, const QueryRows& queries,
+               Partial* partials) {
   constexpr int64_t pages_a_split = kSplitKeys / kPageKeys;
+  const int64_t count = queries.count();
+  const QueryRow* rows = queries.rows.data();
   int64_t visible = 0;
   for (int64_t r = 0; r < count; r++) {
     clear(partials[r], layout.head_dim);
@@ -197,7 +202,7 @@ void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, i
   switch (layout.kind) {
     case Kind::f32: return add_pages<Kind::f32>(layout, a, head, begin, end, rows, count, partials);
     case Kind::bf16: return add_pages<Kind::bf16>(layout, a, head, begin, end, rows, count, partials);
-    default: return add_pages<Kind::int8>(layout, a, head, begin, end, rows, count, partials);
+    default: return add_pages_int8(layout, a, head, begin, end, queries.rounded.rows.data(), count, partials);
   }
 }
 
@@ -216,25 +221,19 @@ void finish(const Partial& partial, int64_t head_dim, float* out) {
   for (int64_t d = 0; d < head_dim; d += 16) store(out + d, mul(load(partial.sum + d), inverse));
 }
 
-int64_t query_offset(const PageLayout& layout, const AttentionRows& a, int64_t row, int64_t query_head) {
-  return (row * a.query_heads + query_head) * layout.head_dim;
-}
-
 void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
   const int64_t group = a.query_heads / layout.heads, count = (row_end - row_begin) * group, width = layout.head_dim;
-  std::vector<QueryRow> rows(count);
+  const QueryRows queries(layout, a, head, row_begin, row_end);
   std::vector<Partial> totals(count), partials(count);
   std::vector<float> sums(2 * count * width);
   for (int64_t i = 0; i < count; i++) {
-    const int64_t row = row_begin + i / group;
-    rows[i] = {a.query + query_offset(layout, a, row, head * group + i % group), a.start + row + 1};
     totals[i].sum = sums.data() + 2 * i * width;
     partials[i].sum = totals[i].sum + width;
     clear(totals[i], width);
   }
   const int64_t splits = (a.start + row_end + kSplitKeys - 1) / kSplitKeys;
   for (int64_t split = 0; split < splits; split++) {
-    sum_split(layout, a, head, split, rows.data(), count, partials.data());
+    sum_split(layout, a, head, split, queries, partials.data());
     for (int64_t i = 0; i < count; i++) join_into(totals[i], partials[i], width);
   }
   for (int64_t i = 0; i < count; i++)
@@ -243,11 +242,7 @@ void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int6
 
 void attend_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, int64_t split,
                   Partial* partials) {
-  const int64_t group = a.query_heads / layout.heads;
-  std::vector<QueryRow> rows(group);
-  for (int64_t i = 0; i < group; i++)
-    rows[i] = {a.query + query_offset(layout, a, row, head * group + i), a.start + row + 1};
-  sum_split(layout, a, head, split, rows.data(), group, partials);
+  sum_split(layout, a, head, split, QueryRows(layout, a, head, row, row + 1), partials);
 }
 
 void join(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, const Partial* partials,

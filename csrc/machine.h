@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "operations.h"
 #include "pool.h"
 
 namespace fourbee {
@@ -55,6 +57,10 @@ struct Machine {
   std::vector<uint8_t> values;
   std::vector<float> scales, gate, up;
   std::vector<int32_t> sums;
+  std::vector<Partial> partials;
+  std::vector<float> partial_sums;
+  std::atomic<bool> abort{false};      // asked for: the plan under way, or the next one, ends early
+  std::atomic<int64_t> heartbeat{0};   // steps of plans that were done: stands still when something hangs
 };
 
 Machine& machine();
@@ -91,7 +97,25 @@ class PackedWeights {
   Matrix matrix_;
 };
 
+// Sequence s has counts[s] rows, the first at position starts[s], and pages[page_offsets[s]] ..
+// pages[page_offsets[s + 1] - 1]. std::invalid_argument where they do not fit each other or `rows`.
+Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Integers starts, Integers page_offsets, Integers pages);
+
+inline void check_ids(const Integers& ids, const Matrix& table) {
+  for (size_t i = 0; i < ids.shape(0); i++)
+    require(ids(i) >= 0 && ids(i) < table.rows, "row " + std::to_string(ids(i)) + ": the matrix has " + std::to_string(table.rows));
+}
+
+inline void check_mlp(const Matrix& gate, const Matrix& up, const Matrix& down, int64_t columns) {
+  require_equal("columns of gate", gate.columns, columns);
+  require_equal("columns of up", up.columns, columns);
+  require_equal("rows of up", up.rows, gate.rows);
+  require_equal("columns of down", down.columns, gate.rows);
+  require_equal("rows of down", down.rows, columns);
+}
+
 void bind_products(nb::module_& module);
 void bind_attention(nb::module_& module);
+void bind_plan(nb::module_& module);
 
 }  // namespace fourbee

@@ -80,9 +80,26 @@ void tile_bf16(const TileArgs& a) {
   write_tile<M, NB>(a, sums);
 }
 
+// Four columns of NB blocks times those of M rows of inputs, `stride` apart.
+template <Kind K, int M, int NB>
+inline void add_columns(I (&products)[M][NB], const B (&weights)[NB], const int8_t* inputs, int64_t stride) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    const int32_t four = four_bytes(inputs + m * stride);
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; b++) {
+      if constexpr (is_int4(K)) {
+        products[m][b] = dot4_small(products[m][b], weights[b], four);
+      } else {
+        products[m][b] = dot4(products[m][b], weights[b], four);
+      }
+    }
+  }
+}
+
 // The zero point costs nothing: the integer sums start at -zero * (sum of the group's inputs).
 // Minimums cost one fma a group: each is multiplied by the sum of the group's inputs alone.
-template <Kind K, int M, int NB>
+template <Kind K, int M, int NB, bool Ahead>
 void tile_int(const TileArgs& a) {
   constexpr int32_t kZero = K == Kind::int4a ? 0 : K == Kind::int4 ? 8 : 128;
   constexpr int kColumns = is_int4(K) ? 8 : 4;  // columns of a line
@@ -105,36 +122,20 @@ void tile_int(const TileArgs& a) {
     }
     const int8_t* inputs = x + g * group;
     for (int64_t s = 0; s < lines; s++) {
-      B line[NB];
+      const uint8_t* lines_at = data + s * 64;
+      B four_columns[NB];
 #pragma GCC unroll 4
       for (int b = 0; b < NB; b++) {
-        const uint8_t* at = data + b * w.block_bytes + s * 64;
-        if (M <= 4 && NB == 1) prefetch(at + kPrefetchBytes);
-        line[b] = load_bytes(at);
+        const uint8_t* at = lines_at + b * w.block_bytes;
+        if (Ahead) prefetch(at + kPrefetchBytes);
+        four_columns[b] = load_bytes(at);
+        if constexpr (is_int4(K)) four_columns[b] = low_halves(four_columns[b]);
       }
-      if constexpr (is_int4(K)) {
-        B low[NB], high[NB];
+      add_columns<K, M, NB>(products, four_columns, inputs + s * kColumns, columns);
+      if constexpr (is_int4(K)) {  // loaded once more: kept, the line would take a register of the sums
 #pragma GCC unroll 4
-        for (int b = 0; b < NB; b++) low[b] = low_halves(line[b]), high[b] = high_halves(line[b]);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const int32_t four = four_bytes(inputs + m * columns + s * 8);
-#pragma GCC unroll 4
-          for (int b = 0; b < NB; b++) products[m][b] = dot4_small(products[m][b], low[b], four);
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const int32_t four = four_bytes(inputs + m * columns + s * 8 + 4);
-#pragma GCC unroll 4
-          for (int b = 0; b < NB; b++) products[m][b] = dot4_small(products[m][b], high[b], four);
-        }
-      } else {
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const int32_t four = four_bytes(inputs + m * columns + s * 4);
-#pragma GCC unroll 4
-          for (int b = 0; b < NB; b++) products[m][b] = dot4(products[m][b], line[b], four);
-        }
+        for (int b = 0; b < NB; b++) four_columns[b] = high_halves(load_bytes(lines_at + b * w.block_bytes));
+        add_columns<K, M, NB>(products, four_columns, inputs + s * kColumns + 4, columns);
       }
     }
 #pragma GCC unroll 4
@@ -157,17 +158,18 @@ void tile_int(const TileArgs& a) {
   write_tile<M, NB>(a, sums);
 }
 
-template <Kind K, int M, int NB>
+template <Kind K, int M, int NB, bool Ahead = false>
 void tile(const TileArgs& a) {
   if constexpr (K == Kind::f32) {
     tile_f32<M, NB>(a);
   } else if constexpr (K == Kind::bf16) {
     tile_bf16<M, NB>(a);
   } else {
-    tile_int<K, M, NB>(a);
+    tile_int<K, M, NB, Ahead>(a);
   }
 }
 
+// Floats: each sum is a chain of its own, so that few rows take four blocks at a time.
 template <Kind K, int NB>
 void tile_rows(const TileArgs& a, int64_t rows) {
   switch (rows) {
@@ -181,16 +183,13 @@ void tile_rows(const TileArgs& a, int64_t rows) {
 }
 
 template <Kind K>
-void multiply_kind(const Product& product, int64_t block_begin, int64_t block_end) {
-  constexpr bool integer = is_grouped(K);
+void multiply_floats(const Product& product, int64_t block_begin, int64_t block_end) {
   const int64_t rows = product.inputs->rows;
   for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
     const int64_t chunk_end = std::min(rows, chunk + kRowChunk);
     for (int64_t block = block_begin; block < block_end;) {
-      // Few rows: integer weights in one stream; of the others four, since each sum is a chain.
-      const int64_t left = block_end - block;
-      const int64_t wide = rows > 4 ? 2 : integer ? 1 : rows <= 2 ? 4 : 2;
-      const int64_t several = left >= wide ? wide : 1;
+      const int64_t wide = rows > 4 ? 2 : rows <= 2 ? 4 : 2;
+      const int64_t several = block_end - block >= wide ? wide : 1;
       for (int64_t row = chunk; row < chunk_end; row += 6) {
         const TileArgs a{product, row, block};
         const int64_t count = std::min<int64_t>(6, chunk_end - row);
@@ -209,12 +208,65 @@ void multiply_kind(const Product& product, int64_t block_begin, int64_t block_en
   }
 }
 
+// Integers, up to eight rows: one block at a time, which is one stream that is fetched ahead.
+template <Kind K>
+void few_rows(const TileArgs& a, int64_t rows) {
+  switch (rows) {
+    case 1: return tile<K, 1, 1, true>(a);
+    case 2: return tile<K, 2, 1, true>(a);
+    case 3: return tile<K, 3, 1, true>(a);
+    case 4: return tile<K, 4, 1, true>(a);
+    case 5: return tile<K, 5, 1, true>(a);
+    case 6: return tile<K, 6, 1, true>(a);
+    case 7: return tile<K, 7, 1, true>(a);
+    default: return tile<K, 8, 1, true>(a);
+  }
+}
+
+// Many rows: tiles of four rows and three blocks, which read least for each product that fits the registers. The first
+// rows bring the blocks into the cache.
+template <Kind K, int NB>
+void many_rows(const TileArgs& a, int64_t rows, bool first) {
+  switch (rows) {
+    case 1: return tile<K, 1, NB>(a);
+    case 2: return tile<K, 2, NB>(a);
+    case 3: return tile<K, 3, NB>(a);
+    default: return first ? tile<K, 4, NB, true>(a) : tile<K, 4, NB>(a);
+  }
+}
+
+template <Kind K>
+void multiply_integers(const Product& product, int64_t block_begin, int64_t block_end) {
+  const int64_t rows = product.inputs->rows;
+  if (rows <= 8) {
+    for (int64_t block = block_begin; block < block_end; block++) few_rows<K>({product, 0, block}, rows);
+    return;
+  }
+  for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
+    const int64_t chunk_end = std::min(rows, chunk + kRowChunk);
+    for (int64_t block = block_begin; block < block_end;) {
+      const int64_t several = std::min<int64_t>(3, block_end - block);
+      for (int64_t row = chunk; row < chunk_end; row += 4) {
+        const TileArgs a{product, row, block};
+        const int64_t count = chunk_end - row;
+        switch (several) {
+          case 1: many_rows<K, 1>(a, count, row == chunk); break;
+          case 2: many_rows<K, 2>(a, count, row == chunk); break;
+          default: many_rows<K, 3>(a, count, row == chunk); break;
+        }
+      }
+      block += several;
+    }
+  }
+}
+
 void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
+  if (product.inputs->rows == 0) return;
   switch (product.matrix->kind) {
-    case Kind::f32: return multiply_kind<Kind::f32>(product, block_begin, block_end);
-    case Kind::bf16: return multiply_kind<Kind::bf16>(product, block_begin, block_end);
-    case Kind::int8: return multiply_kind<Kind::int8>(product, block_begin, block_end);
-    case Kind::int4: return multiply_kind<Kind::int4>(product, block_begin, block_end);
-    case Kind::int4a: return multiply_kind<Kind::int4a>(product, block_begin, block_end);
+    case Kind::f32: return multiply_floats<Kind::f32>(product, block_begin, block_end);
+    case Kind::bf16: return multiply_floats<Kind::bf16>(product, block_begin, block_end);
+    case Kind::int8: return multiply_integers<Kind::int8>(product, block_begin, block_end);
+    case Kind::int4: return multiply_integers<Kind::int4>(product, block_begin, block_end);
+    case Kind::int4a: return multiply_integers<Kind::int4a>(product, block_begin, block_end);
   }
 }

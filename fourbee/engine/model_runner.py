@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,12 @@ from fourbee.kernels.operations import (
     HeadRequest,
     HeadResult,
     IntArray,
+    Network,
     Operations,
+    PlanningOperations,
     SequenceCache,
 )
+from fourbee.model.key_smoothing import smooth_keys
 from fourbee.model.qwen3 import Qwen3Weights, forward
 
 # Logits of this many rows exist at a time while a prompt is scored.
@@ -77,6 +81,7 @@ class ModelRunner:
     def __init__(self, weights: Qwen3Weights, ops: Operations, max_idle_tokens: int = 0) -> None:
         self._weights = weights
         self._ops = ops
+        self._network = _network(weights, ops)
         self._caches: dict[str, SequenceCache] = {}
         self._idle = PrefixCache(max_idle_tokens)
 
@@ -126,15 +131,14 @@ class ModelRunner:
         attention = self._ops.cached_attention(
             [(self._caches[chunk.sequence.id], chunk.count) for chunk in chunks]
         )
-        hidden = forward(
-            self._weights,
+        hidden = self._network(
+            self._ops,
             np.asarray(token_ids, dtype=np.int64),
             np.concatenate(positions),
             attention,
-            self._ops,
-            rows=np.asarray(rows, dtype=np.int64),
+            np.asarray(rows, dtype=np.int64),
         )
-        return Step(parts, hidden.final)
+        return Step(parts, hidden)
 
     def sample(self, step: Step) -> list[Outcome]:
         """Ends a step: an outcome for each of its chunks, in order."""
@@ -188,6 +192,21 @@ class ModelRunner:
             for index, (row, _, top) in enumerate(several):
                 scored[row] = _scored_token(result, index, top)
         return scored
+
+
+def _network(weights: Qwen3Weights, ops: Operations) -> Network:
+    """The forward pass over these weights, recorded where the operations can do that."""
+
+    planning = ops if isinstance(ops, PlanningOperations) else None
+    if planning and planning.rounds_keys:
+        weights = smooth_keys(weights, ops)
+
+    def run(
+        ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+    ) -> Array:
+        return forward(weights, token_ids, positions, attention, ops, rows=rows).final
+
+    return planning.planned(run) if planning else run
 
 
 def head_request(sequences: list[Sequence]) -> HeadRequest:

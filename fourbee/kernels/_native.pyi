@@ -66,3 +66,47 @@ def attend(
     pages: Integers,
     out: Floats,
 ) -> None: ...
+
+class Plan:
+    def __init__(self) -> None: ...
+    def buffer(self, width: int, kept: bool) -> int: ...
+    def embed(self, table: PackedWeights, out: int) -> None: ...
+    def norm(self, x: int, norm: Floats, eps: float, out: int) -> None: ...
+    def norm_linear(
+        self,
+        x: int,
+        norm: Floats,
+        eps: float,
+        weights: Sequence[PackedWeights],
+        outs: Sequence[int],
+    ) -> None: ...
+    def rotate(self, x: int, norm: Floats, eps: float, out: int) -> None: ...
+    def attend(self, layer: int, query: int, key: int, value: int, out: int) -> None: ...
+    def select(self, x: int, out: int) -> None: ...
+    def linear_residual(self, weights: PackedWeights, x: int, residual: int, out: int) -> None: ...
+    def gated_mlp(
+        self,
+        x: int,
+        norm: Floats,
+        eps: float,
+        gate: PackedWeights,
+        up: PackedWeights,
+        down: PackedWeights,
+    ) -> None: ...
+    def run(
+        self,
+        pool: KvPool,
+        ids: Integers,
+        kept_rows: Integers,
+        cos: Floats,
+        sin: Floats,
+        counts: Integers,
+        starts: Integers,
+        page_offsets: Integers,
+        pages: Integers,
+        result: int,
+        out: Floats,
+    ) -> bool: ...
+
+def abort() -> None: ...
+def heartbeat() -> int: ...

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fourbee.kernels import _native
-from fourbee.kernels.operations import FloatArray
+from fourbee.kernels.operations import FloatArray, IntArray
 
 PAGE_KEYS = 64
 
@@ -68,6 +68,21 @@ class PagedAttention:
         self._pages = np.array(pages, dtype=np.int64)
         self._page_offsets = np.array(offsets, dtype=np.int64)
 
+    @property
+    def pool(self) -> _native.KvPool:
+        """The pool of all the caches' pages."""
+        return self._caches[0].pool
+
+    @property
+    def sequences(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Counts, starts, page offsets and pages, as the native calls take them."""
+        return self._counts, self._starts, self._page_offsets, self._pages
+
+    def advance(self) -> None:
+        """The caches hold the new rows: after the last layer."""
+        for cache, start, count in zip(self._caches, self._starts, self._counts, strict=True):
+            cache.length = int(start + count)
+
     def __call__(
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
     ) -> FloatArray:
@@ -75,10 +90,8 @@ class PagedAttention:
         if not self._caches:
             return context_THK.reshape(0, -1)
         _native.attend(
-            self._caches[0].pool, layer, query_QTHK[0], key_TGK, value_TGK, self._counts,
-            self._starts, self._page_offsets, self._pages, context_THK,
-        )  # fmt: skip
+            self.pool, layer, query_QTHK[0], key_TGK, value_TGK, *self.sequences, context_THK
+        )
         if layer == self._caches[0].layers - 1:
-            for cache, start, count in zip(self._caches, self._starts, self._counts, strict=True):
-                cache.length = int(start + count)
+            self.advance()
         return context_THK.reshape(len(context_THK), -1)

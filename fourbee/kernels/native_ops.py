@@ -18,12 +18,14 @@ import numpy.typing as npt
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels import _native
 from fourbee.kernels.native_attention import NativeCache, PagedAttention
+from fourbee.kernels.native_plan import Plan
 from fourbee.kernels.numpy_ops import NumpyOperations, heads
 from fourbee.kernels.operations import (
     Attention,
     FloatArray,
     IntArray,
     Linear,
+    Network,
     Operations,
     Rotary,
     SequenceCache,
@@ -72,7 +74,8 @@ class NativeMatrix:
 def open_native(dtype: str, quantize: str = "none", threads: int | None = None) -> Operations:
     """The native operations; UsageError for a type or a FOURBEE_ISA that they do not have.
 
-    `quantize`: "none", "int8" or "int4"; keys and values stay in `dtype`.
+    `quantize`: "none", "int8" or "int4". Keys and values are int8 where weights are quantised, and
+    else in `dtype`.
     """
     if dtype not in KINDS:
         raise UsageError(
@@ -84,7 +87,9 @@ def open_native(dtype: str, quantize: str = "none", threads: int | None = None) 
     except ValueError as error:
         raise UsageError(str(error)) from None
     kind = KINDS[dtype]
-    return NativeOperations(kind, PACKINGS.get(quantize, Packing(kind, kind)))
+    if quantize == "none":
+        return NativeOperations(kind, Packing(kind, kind))
+    return NativeOperations("int8", PACKINGS[quantize])
 
 
 class NativeOperations(NumpyOperations):
@@ -208,6 +213,13 @@ class NativeOperations(NumpyOperations):
 
     def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
         return PagedAttention([(_own(cache), count) for cache, count in chunks])
+
+    @property
+    def rounds_keys(self) -> bool:
+        return self.kv_kind == "int8"
+
+    def planned(self, network: Network) -> Network:
+        return Plan(network, self)
 
     def _pool(self, layers: int, kv_heads: int, head_dim: int) -> _native.KvPool:
         shape = (layers, kv_heads, head_dim)

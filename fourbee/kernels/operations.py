@@ -210,6 +210,28 @@ class Operations(Protocol):
         ...
 
 
+class Network(Protocol):
+    """What a step computes, the weights within: hidden states `[R, D]` of the rows that go on."""
+
+    def __call__(
+        self, ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+    ) -> Array: ...
+
+
+@runtime_checkable
+class PlanningOperations(Protocol):
+    """What operations have beside `Operations` if they can record a network and replay it."""
+
+    @property
+    def rounds_keys(self) -> bool:
+        """Whether keys are kept in so few bits that they should be smoothed first."""
+        ...
+
+    def planned(self, network: Network) -> Network:
+        """The same network, recorded: the same bits with less between the kernels."""
+        ...
+
+
 @runtime_checkable
 class PackedOperations(Protocol):
     """What operations have beside `Operations` if they compute with packed matrices."""

@@ -1,0 +1,207 @@
+// Part of kernels.cpp, which includes it inside its namespaces: int8 keys and values, both products in integers
+// (the idea of SageAttention, Zhang et al. 2024, arXiv 2410.02367).
+//
+// One head of one layer of a page, bytes with 128 added:
+//   keys   [4 blocks of 16 keys][K / 4][16 keys x 4 dimensions]
+//   values [16 quads of keys][K / 16][16 dimensions x 4 keys]
+//   a float32 scale of each of the 64 keys, then of each of the 64 values.
+// Queries are rounded once. The weights of a row and page are rounded by the largest weight times value scale among the
+// keys that this row sees there: any wider statistic would lose what stands behind an attention sink, or let
+// later tokens into a row's numbers. Integer sums are exact, so that tiles of any height give the same bits.
+
+struct IntegerRow {
+  const int8_t* query;  // [K]
+  float scale;          // of the query, and of the softmax
+  int32_t start;        // -128 * sum of the query: what the 128 added to the keys comes to
+  int64_t visible;      // keys that it sees
+};
+
+struct IntegerPage {
+  const uint8_t* base;
+  const uint8_t* next;  // the page that is read after this one; null when there is none
+  int64_t head_dim;
+  const uint8_t* values() const { return base + kPageKeys * head_dim; }
+  const float* key_scales() const { return reinterpret_cast<const float*>(base + 2 * kPageKeys * head_dim); }
+  const float* value_scales() const { return key_scales() + kPageKeys; }
+};
+
+void store_head_int8(uint8_t* base, int64_t slot, int64_t head_dim, const float* key, const float* value) {
+  std::vector<int8_t> rounded(head_dim);
+  float* scales = reinterpret_cast<float*>(base + 2 * kPageKeys * head_dim);
+  int32_t unused;
+  quantise(key, head_dim, rounded.data(), scales + slot, &unused);
+  uint8_t* keys = base + slot / 16 * head_dim * 16 + slot % 16 * 4;
+  for (int64_t d = 0; d < head_dim; d++) keys[d / 4 * 64 + d % 4] = uint8_t(rounded[d] + 128);
+  quantise(value, head_dim, rounded.data(), scales + kPageKeys + slot, &unused);
+  uint8_t* values = base + kPageKeys * head_dim + slot / 4 * head_dim * 4 + slot % 4;
+  for (int64_t d = 0; d < head_dim; d++) values[d * 4] = uint8_t(rounded[d] + 128);
+}
+
+// Scores of M rows and the page's keys, in integers. Few rows wait for memory: they ask for the values meanwhile.
+template <int M, bool Ahead>
+inline void page_scores(const IntegerPage& page, const IntegerRow* rows, I (&scores)[M][4]) {
+  const int64_t steps = page.head_dim / 4;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++)
+    for (int b = 0; b < 4; b++) scores[m][b] = all(rows[m].start);
+  for (int64_t s = 0; s < steps; s++) {
+    B keys[4];
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; b++) {
+      keys[b] = load_bytes(page.base + (b * steps + s) * 64);
+      if (Ahead) prefetch(page.values() + (s * 4 + b) * 64);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const int32_t four = four_bytes(rows[m].query + s * 4);
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; b++) scores[m][b] = dot4(scores[m][b], keys[b], four);
+    }
+  }
+}
+
+// The weights of one row and page, rounded: value = integer * factor / 127. `fade` comes later: what was summed before
+// counts exp(before - partial.largest) from now on.
+struct RoundedWeights {
+  alignas(64) int8_t integers[kPageKeys];
+  float factor, total;
+  int32_t start;  // -128 * sum of the integers
+};
+
+inline void page_weights(const IntegerPage& page, const IntegerRow& row, int64_t first_key, const I (&scores)[4],
+                         Partial& partial, RoundedWeights& out) {
+  const int64_t seen = std::min(kPageKeys, row.visible - first_key);
+  if (seen <= 0) {
+    std::memset(out.integers, 0, sizeof out.integers);
+    out.factor = out.total = 0;
+    out.start = 0;
+    return;
+  }
+  F lines[4];
+  for (int b = 0; b < 4; b++) lines[b] = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
+  if (seen < kPageKeys) {
+    float kept[kPageKeys];
+    for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
+    std::fill(kept + seen, kept + kPageKeys, kLowest);
+    for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
+  }
+  const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
+  partial.largest = std::max(partial.largest, largest(top));
+  const F peak = all(partial.largest);
+  F total = zero(), greatest = zero();
+  for (int b = 0; b < 4; b++) {
+    const F weight = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
+    total = add(total, weight);
+    lines[b] = mul(weight, load(page.value_scales() + 16 * b));
+    greatest = max(greatest, lines[b]);
+  }
+  const float most = largest(greatest);
+  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+  F added = zero();
+  for (int b = 0; b < 4; b++) {
+    const F rounded = round(mul(lines[b], inverse));
+    added = add(added, rounded);
+    store_i8(out.integers + 16 * b, to_int(rounded));
+  }
+  const float sum_of_integers = sum(added);  // NaN where a value scale is: the factor shows it
+  out.total = sum(total);
+  out.factor = most / 127.0f + sum_of_integers * 0.0f;
+  out.start = sum_of_integers == sum_of_integers ? -128 * int32_t(sum_of_integers) : 0;
+}
+
+// Adds the page's weighted values to the sums of M rows, NB blocks of 16 dimensions from `block` on.
+template <int M, int NB, bool Ahead>
+inline void page_values(const IntegerPage& page, int64_t block, const RoundedWeights* weights, const float* fades, Partial* partials) {
+  const int64_t blocks = page.head_dim / 16;
+  I sums[M][NB];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++)
+    for (int b = 0; b < NB; b++) sums[m][b] = all(weights[m].start);
+  for (int64_t quad = 0; quad < kPageKeys / 4; quad++) {
+    B values[NB];
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; b++) {
+      const int64_t line = (quad * blocks + block + b) * 64;
+      values[b] = load_bytes(page.values() + line);
+      if (Ahead) prefetch(page.next + line);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const int32_t four = four_bytes(weights[m].integers + quad * 4);
+#pragma GCC unroll 4
+      for (int b = 0; b < NB; b++) sums[m][b] = dot4(sums[m][b], values[b], four);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int b = 0; b < NB; b++) {
+      float* out = partials[m].sum + (block + b) * 16;
+      store(out, fma(to_float(sums[m][b]), all(weights[m].factor), mul(load(out), all(fades[m]))));
+    }
+}
+
+template <int M, bool Ahead>
+void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, Partial* partials) {
+  I scores[M][4];
+  page_scores<M, Ahead>(page, rows, scores);
+  RoundedWeights weights[M];
+  float before[16] = {}, after[16] = {}, fades[16];
+  for (int m = 0; m < M; m++) {
+    before[m] = partials[m].largest;
+    page_weights(page, rows[m], first_key, scores[m], partials[m], weights[m]);
+    after[m] = partials[m].largest;
+    if (after[m] == before[m]) before[m] = after[m] = 0;  // also where nothing was seen yet: no -inf - -inf
+  }
+  store(fades, exp(sub(load(before), load(after))));
+  for (int m = 0; m < M; m++) partials[m].weight = partials[m].weight * fades[m] + weights[m].total;
+  const int64_t blocks = page.head_dim / 16;
+  int64_t block = 0;
+  for (; block + 4 <= blocks; block += 4) page_values<M, 4, Ahead>(page, block, weights, fades, partials);
+  for (; block < blocks; block++) page_values<M, 1, Ahead>(page, block, weights, fades, partials);
+}
+
+template <bool Ahead>
+void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, int64_t count, Partial* partials) {
+  for (int64_t r = 0; r < count; r += 6) {
+    switch (std::min<int64_t>(6, count - r)) {
+      case 1: add_page_int8<1, Ahead>(page, first_key, rows + r, partials + r); break;
+      case 2: add_page_int8<2, Ahead>(page, first_key, rows + r, partials + r); break;
+      case 3: add_page_int8<3, Ahead>(page, first_key, rows + r, partials + r); break;
+      case 4: add_page_int8<4, Ahead>(page, first_key, rows + r, partials + r); break;
+      case 5: add_page_int8<5, Ahead>(page, first_key, rows + r, partials + r); break;
+      default: add_page_int8<6, Ahead>(page, first_key, rows + r, partials + r); break;
+    }
+  }
+}
+
+// Queries rounded, for one task: `values` holds their integers.
+struct IntegerRows {
+  std::vector<int8_t> values;
+  std::vector<IntegerRow> rows;
+};
+
+IntegerRows rounded_queries(const QueryRow* queries, int64_t count, int64_t head_dim, float scale) {
+  IntegerRows out{std::vector<int8_t>(count * head_dim), std::vector<IntegerRow>(count)};
+  for (int64_t r = 0; r < count; r++) {
+    int8_t* values = out.values.data() + r * head_dim;
+    float own;
+    int32_t total;
+    quantise(queries[r].query, head_dim, values, &own, &total);
+    out.rows[r] = {values, own * scale, -128 * total, queries[r].visible};
+  }
+  return out;
+}
+
+void add_pages_int8(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t page_begin, int64_t page_end,
+                    const IntegerRow* rows, int64_t count, Partial* partials) {
+  const auto base = [&](int64_t p) { return a.pages[p] + a.layer * layout.layer_bytes + head * layout.head_bytes; };
+  for (int64_t p = page_begin; p < page_end; p++) {
+    const IntegerPage page{base(p), base(p + 1 < page_end ? p + 1 : p), layout.head_dim};
+    if (count <= 6) {
+      add_rows_int8<true>(page, p * kPageKeys, rows, count, partials);
+    } else {
+      add_rows_int8<false>(page, p * kPageKeys, rows, count, partials);
+    }
+  }
+}

@@ -1,0 +1,31 @@
+// The operations on plain pointers: what the binding's entries and recorded plans both call. Whoever calls has
+// checked the shapes, holds `machine().busy` and has let go of the interpreter's lock.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "kv_pool.h"
+
+namespace fourbee {
+
+void embed_rows(const Matrix& table, const int64_t* ids, int64_t count, float* out);
+void norm_rows(const Source& source, int64_t rows, int64_t columns, float* out);
+void linear_rows(const Matrix& matrix, const float* x, int64_t rows, float* out, bool add);
+// RMSNorm once, then each matrix; inputs are made ready anew only where the kind of matrix changes.
+void norm_linear_rows(const Source& source, int64_t rows, const Matrix* const* matrices, float* const* outs, size_t count);
+// residual += down(silu(gate(norm(residual))) * up(norm(residual)))
+void gated_mlp_rows(float* residual, int64_t rows, const float* norm, float eps, const Matrix& gate, const Matrix& up, const Matrix& down);
+void rotate_rows(const HeadRotation& rotation, int64_t rows);
+
+// The sequences of a step; `pages` holds their pages' bases, a sequence after the other.
+struct Sequences {
+  std::vector<uint8_t*> pages;
+  std::vector<int64_t> counts, starts, offsets;
+};
+
+// Causal attention of one layer: stores keys and values [T, G, K] first, then attends with query [T, H, K].
+void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t layer, int64_t query_heads,
+                 const float* query, const float* key, const float* value, float* out);
+
+}  // namespace fourbee
