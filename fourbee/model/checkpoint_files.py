@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix, unpack
 from fourbee.model.config import Qwen3Config
@@ -77,7 +77,10 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            try:
+                arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}", error.parameter) from None
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.operations import Array, Operations
 from fourbee.model.checkpoint_files import refuse_other_tensors
 from fourbee.model.config import Qwen3Config
@@ -113,7 +113,10 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
     tensors = open_tensors(file)
     arrays: dict[str, Array] = {}
     for name in largest_first(tensors.config):
-        arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+        try:
+            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}", error.parameter) from None
     return weights_tree(tensors.config, arrays)
 
 
