@@ -85,7 +85,9 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         if progress is not None:
             progress(name, done, total)
     rotated = bool(takes_packed) and isinstance(form, PackedFormat) and form.rotated
-    return weights_tree(dataclasses.replace(config, quantization=None), arrays, rotated)
+    head_rotated = rotated and isinstance(form, PackedFormat) and form.of(_HEAD).rotated
+    dense = dataclasses.replace(config, quantization=None)
+    return weights_tree(dense, arrays, rotated, head_rotated)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class FolderTensors:
         """A matrix of a `fourbee-packed` folder, over a map of its file; None for all others."""
         form, shape = self.config.quantization, self.shapes[name]
         if len(shape) == 2 and isinstance(form, PackedFormat):
-            return form.matrix(shape, self.parts[name][name].map())
+            return form.of(name).matrix(shape, self.parts[name][name].map())
         return None
 
 
