@@ -93,7 +93,8 @@ def _form(bits: int, group: int, method: str | None) -> PackedFormat:
         raise UsageError(f"--group {group}: expected 32, 64 or 128", "group")
     if bits == 4:
         hadamard = method in (None, "hadamard")
-        return PackedFormat("int4", group, hadamard, "plain" if method == "plain" else "search")
+        scales: Literal["plain", "search"] = "plain" if method == "plain" else "search"
+        return PackedFormat("int4", group, hadamard, scales, tables="int8")
     if bits not in (8, 16):
         raise UsageError(f"--bits {bits}: expected 4, 8 or 16", "bits")
     if method not in (None, "plain"):

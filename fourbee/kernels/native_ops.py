@@ -36,6 +36,7 @@ from fourbee.kernels.packed import (
     PackedMatrix,
     block_bytes,
     check_columns,
+    scales_finite,
     unpack,
 )
 
@@ -229,7 +230,10 @@ class NativeOperations(NumpyOperations):
 
 
 def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
-    """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error)."""
+    """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error).
+
+    UsageError where columns do not fit, or where a scale is more than float16 holds.
+    """
     rows, columns = matrix.shape
     group = group if kind in ("int8", "int4") else 0
     check_columns(columns, kind, group, rotated)
@@ -239,7 +243,10 @@ def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: boo
         part = np.ascontiguousarray(matrix[begin : begin + _ROWS_AT_A_TIME], dtype=np.float32)
         end = begin // BLOCK_ROWS - (-len(part) // BLOCK_ROWS)
         _native.pack(kind, group, rotated, part, data[begin // BLOCK_ROWS : end])
-    return PackedMatrix(kind, rows, columns, group, rotated, data)
+    packed = PackedMatrix(kind, rows, columns, group, rotated, data)
+    if not scales_finite(packed):
+        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
+    return packed
 
 
 def _own(cache: SequenceCache) -> NativeCache:

@@ -190,6 +190,13 @@ def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
     return math.sqrt(wrong / whole) if whole else 0.0
 
 
+def scales_finite(packed: PackedMatrix) -> bool:
+    """Whether every scale is a number; none is where weights were too large for float16."""
+    if not packed.group:
+        return True
+    return bool(np.isfinite(_scales(packed.kind, packed.group, packed.data)).all())
+
+
 def hadamard_128(x: FloatArray) -> FloatArray:
     """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
     return (x.reshape(-1, 128) @ _HADAMARD).reshape(x.shape)

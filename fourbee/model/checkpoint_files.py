@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix, unpack
 from fourbee.model.config import Qwen3Config
@@ -87,13 +87,18 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            try:
+                arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}", error.parameter) from None
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)
     tell_dense(folder, made_dense)
     rotated = bool(takes_packed) and isinstance(form, PackedFormat) and form.rotated
-    return weights_tree(dataclasses.replace(config, quantization=None), arrays, rotated)
+    head_rotated = rotated and isinstance(form, PackedFormat) and form.of(_HEAD).rotated
+    dense = dataclasses.replace(config, quantization=None)
+    return weights_tree(dense, arrays, rotated, head_rotated)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class FolderTensors:
         """A matrix of a `fourbee-packed` folder, over a map of its file; None for all others."""
         form, shape = self.config.quantization, self.shapes[name]
         if len(shape) == 2 and isinstance(form, PackedFormat):
-            return form.matrix(shape, self.parts[name][name].map())
+            return form.of(name).matrix(shape, self.parts[name][name].map())
         return None
 
     def is_foreign(self, name: str) -> bool:

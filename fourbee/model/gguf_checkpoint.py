@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix
 from fourbee.model.checkpoint_files import refuse_other_tensors, tell_dense
@@ -124,7 +124,10 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            try:
+                arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}", error.parameter) from None
     tell_dense(file.path, made_dense)
     return weights_tree(tensors.config, arrays)
 

@@ -27,17 +27,19 @@ from fourbee.model.tensor_file import NumpyArray
 METHOD = "fourbee-packed"
 VERSION = 1
 _KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4")
+_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _METHODS: tuple[Method, ...] = ("plain", "search")
 
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """How every matrix of a checkpoint is packed, the embedding too."""
+    """How every matrix of a checkpoint is packed; embedding and head as `tables`, if it says."""
 
     kind: Kind
     group: int = 0
     rotated: bool = False
     method: Method = "plain"
+    tables: Kind | None = None  # never rotated; None: as the layers
 
     @classmethod
     def parse(cls, settings: Settings) -> PackedFormat:
@@ -49,18 +51,25 @@ class PackedFormat:
             settings.one_of("group", GROUPS if kind in ("int8", "int4") else (0,)),
             settings.one_of("rotated", (False, True)),
             settings.one_of("method", _METHODS),
+            settings.one_of("tables", _KINDS) if settings.values.get("tables") else None,
         )
+
+    def of(self, name: str) -> PackedFormat:
+        """How the matrix of this name is packed."""
+        if self.tables is None or name not in _TABLES:
+            return self
+        return PackedFormat(self.tables, self.group)
 
     def parts(self, name: str, shape: tuple[int, ...]) -> dict[str, Part]:
         if len(shape) != 2:
             return {name: Part(shape, ("F32",))}
-        rows, columns = shape
+        form, (rows, columns) = self.of(name), shape
         try:
-            check_columns(columns, self.kind, self.group, self.rotated)
+            check_columns(columns, form.kind, form.group, form.rotated)
         except UsageError as error:
             raise ModelFileError(f"{name}: {error}") from None
         blocks = -(-rows // BLOCK_ROWS)
-        return {name: Part((blocks, block_bytes(self.kind, columns, self.group)), ("U8",))}
+        return {name: Part((blocks, block_bytes(form.kind, columns, form.group)), ("U8",))}
 
     def dense(self, name: str, arrays: Mapping[str, NumpyArray]) -> NumpyArray:
         return arrays[name]  # a vector: matrices are read by `matrix`
@@ -78,4 +87,5 @@ class PackedFormat:
             "rotated": self.rotated,
             "method": self.method,
             "version": VERSION,
+            **({"tables": self.tables} if self.tables else {}),
         }

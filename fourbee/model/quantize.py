@@ -39,7 +39,7 @@ from fourbee.text.gguf_vocabulary import gguf_tokenizer
 
 # What `--quantize` offers.
 FORMATS = {
-    "int4": PackedFormat("int4", 64, rotated=True, method="search"),
+    "int4": PackedFormat("int4", 64, rotated=True, method="search", tables="int8"),
     "int8": PackedFormat("int8", 64),
 }
 
@@ -80,7 +80,8 @@ def quantize_model(
         nonlocal done
         dense = tensors.dense(name)
         if dense.ndim == 2:
-            matrix = pack(dense, form.kind, form.group, form.rotated, form.method)
+            one = form.of(name)
+            matrix = pack(dense, one.kind, one.group, one.rotated, one.method)
             errors[name] = rel_error(dense, matrix)
         done += sizes[name]
         if progress is not None:

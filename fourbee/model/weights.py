@@ -46,7 +46,10 @@ def largest_first(config: Qwen3Config) -> list[str]:
 
 
 def weights_tree(
-    config: Qwen3Config, tensors: Mapping[str, Array], rotated: bool = False
+    config: Qwen3Config,
+    tensors: Mapping[str, Array],
+    rotated: bool = False,
+    head_rotated: bool = False,
 ) -> Qwen3Weights:
     """The tree of `model/qwen3.py` over tensors named as in a checkpoint; copies nothing."""
 
@@ -77,7 +80,7 @@ def weights_tree(
         embedding=embedding,
         blocks=tuple(block(layer) for layer in range(config.num_hidden_layers)),
         final_norm=tensors["model.norm.weight"],
-        head=Linear(head, rotated),
+        head=Linear(head, head_rotated),
     )
 
 

@@ -64,13 +64,15 @@ def test_a_packed_folder_loads_as_what_its_matrices_unpack_to(tmp_path, config, 
     dense = load_weights(target, ops)
     packed = load_weights(target, PackedArrayOperations())
     assert dense.config == packed.config == config
-    assert packed.head.rotated == packed.blocks[0].gate.rotated == form.rotated
+    assert packed.blocks[0].gate.rotated == form.rotated
+    assert packed.head.rotated == form.of("lm_head.weight").rotated
     assert not dense.head.rotated and not dense.blocks[0].gate.rotated
     assert (packed.head.weight is packed.embedding) == config.tie_word_embeddings
     for name, array in named_tensors(dense).items():
         expected = tensors[name]
         if expected.ndim == 2:
-            expected = unpack(pack(expected, form.kind, form.group, form.rotated, form.method))
+            one = form.of(name)
+            expected = unpack(pack(expected, one.kind, one.group, one.rotated, one.method))
         assert (ops.to_numpy(array) == expected).all(), name
     up = packed.blocks[0].up.weight
     assert (unpack(up) == ops.to_numpy(dense.blocks[0].up.weight)).all()
@@ -89,7 +91,7 @@ def test_a_folder_says_what_it_is_and_has_what_belongs_to_it(tmp_path, source) -
     values = json.loads((target / "config.json").read_text())
     assert values["quantization_config"] == {
         "quant_method": "fourbee-packed", "kind": "int4", "group": 64, "rotated": True,
-        "method": "search", "version": 1,
+        "method": "search", "version": 1, "tables": "int8",
     }  # fmt: skip
     stored = load_file(target / "model.safetensors")
     assert (stored[UP].dtype, stored[UP].shape) == (np.uint8, (16, 2 * (64 * 8 + 32)))
@@ -128,7 +130,7 @@ def test_widths_that_do_not_fit_are_said_before_anything_is_written(tmp_path) ->
     config = replace(WIDE, hidden_size=64)
     source = write_folder(tmp_path / "source", config, random_tensors(config))
     assert message(quantize_model, source, tmp_path / "packed", INT4) == (
-        "model.embed_tokens.weight: 64 columns, rotated: expected a multiple of 128; "
+        "model.layers.0.self_attn.q_proj.weight: 64 columns, rotated: expected a multiple of 128; "
         "try --method search"
     )
 
