@@ -194,7 +194,8 @@ def scales_finite(packed: PackedMatrix) -> bool:
     """Whether every scale is a number; none is where weights were too large for float16."""
     if not packed.group:
         return True
-    return bool(np.isfinite(_scales(packed.kind, packed.group, packed.data)).all())
+    tails = _tails(packed.kind, packed.group, packed.data)
+    return all(bool(np.isfinite(tail).all()) for tail in tails)
 
 
 def hadamard_128(x: FloatArray) -> FloatArray:
