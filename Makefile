@@ -44,7 +44,7 @@ fix: dev ## format and mend what can be mended
 	@$(BIN)/ruff check --fix .
 
 bench: install ## how fast this machine serves fourbee-mini
-	@$(BIN)/python tools/bench.py $(ARGS)
+	@$(BIN)/fourbee bench offline $(ARGS)
 
 docs: dev ## regenerate what docs take from the program
 	@$(BIN)/python tools/docs.py

@@ -18,6 +18,7 @@ namespace {
 #include "products.inl"
 #include "packing.inl"
 #include "attention.inl"
+#include "peaks.inl"
 
 }  // namespace
 
@@ -28,7 +29,7 @@ namespace {
 
 const Kernels FOURBEE_JOINED(kernels_, FOURBEE_ISA_NAME) = {
     FOURBEE_STRING(FOURBEE_ISA_NAME), prepare, multiply, norm, rotate_heads, pack_block, unpack_row,
-    store_keys, attend, attend_split, join,
+    store_keys, attend, attend_split, join, spin_int8, spin_bf16, read_bytes,
 };
 
 }  // namespace fourbee

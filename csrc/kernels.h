@@ -102,6 +102,9 @@ struct Kernels {
   // One row's query heads over one split of the keys; partials of `group` query heads.
   void (*attend_split)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, int64_t split, Partial* partials);
   void (*join)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, const Partial* partials, int64_t splits);
+  int32_t (*spin_int8)(int64_t turns);
+  int32_t (*spin_bf16)(int64_t turns);
+  int32_t (*read_bytes)(const uint8_t* data, int64_t size);
 };
 
 extern const Kernels kernels_portable;

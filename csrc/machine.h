@@ -117,5 +117,6 @@ inline void check_mlp(const Matrix& gate, const Matrix& up, const Matrix& down, 
 void bind_products(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_plan(nb::module_& module);
+void bind_peaks(nb::module_& module);
 
 }  // namespace fourbee

@@ -71,4 +71,5 @@ NB_MODULE(_native, module) {
   bind_products(module);
   bind_attention(module);
   bind_plan(module);
+  bind_peaks(module);
 }

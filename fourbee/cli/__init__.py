@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from fourbee import __version__
+from fourbee.cli.bench import bench_app
 from fourbee.cli.data import data_app
 from fourbee.cli.evaluate import evaluate
 from fourbee.cli.quantize import quantize
@@ -42,6 +43,7 @@ app.command(name="eval")(evaluate)
 app.command()(tokens)
 app.add_typer(train_app)
 app.add_typer(data_app)
+app.add_typer(bench_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,7 +64,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command line; returns its exit code and prints one line for an error."""
     # Typer shows help for a missing command as an error; that is what help is for.
-    if arguments in (["train"], ["data"], []):
+    if arguments in (["train"], ["data"], ["bench"], []):
         arguments = [*arguments, "--help"]
     try:
         # In this mode the code of an `Exit` is returned instead of leaving the process.

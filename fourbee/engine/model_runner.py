@@ -90,6 +90,10 @@ class ModelRunner:
         """Sequences that hold a cache now; 0 when all have ended."""
         return len(self._caches)
 
+    def cache(self, sequence: Sequence) -> SequenceCache:
+        """The cache of a sequence that was started."""
+        return self._caches[sequence.id]
+
     def start(self, sequence: Sequence) -> int:
         """Opens the sequence's cache; how many tokens of its prompt it holds already."""
         # The last token is always computed: its row is what the first answer comes from. And

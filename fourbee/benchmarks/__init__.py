@@ -1,0 +1,1 @@
+"""Speed, measured: fourbee alone, beside its peers, and against the limits of the machine."""

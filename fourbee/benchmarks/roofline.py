@@ -1,0 +1,52 @@
+"""The limits of this machine, and how near the work comes to them.
+
+Decoding alone is held by reading the weights and the keys; prefill by integer products. Only the
+products of the layers' matrices count as work here, so that the share is a lower bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fourbee.benchmarks.shapes import shape_config
+from fourbee.benchmarks.work import Work
+from fourbee.kernels import _native
+
+_BYTES = 1 << 30
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The best of some rounds, all threads together: bytes and multiply-adds a second."""
+
+    read_bytes: float
+    int8: float
+    bf16: float
+
+
+def limits() -> Limits:
+    """Measures the machine as it is now, for a few seconds."""
+    data = np.ones(_BYTES, dtype=np.uint8)
+    return Limits(
+        max(_native.read_bandwidth(data) for _ in range(_ROUNDS)),
+        max(_native.peak_int8(10_000_000) for _ in range(_ROUNDS)),
+        max(_native.peak_bf16(10_000_000) for _ in range(_ROUNDS)),
+    )
+
+
+def share_of_limit(work: Work, shape: str, weight_bytes: float, rate: float, most: Limits) -> float:
+    """The share of the limit that a rate in tokens a second comes to."""
+    config = shape_config(shape)
+    layers, head_dim = config.num_hidden_layers, config.head_dim
+    if work.kind == "decode":
+        # int8 keys and values, with a scale of four bytes each.
+        keys = work.depth * layers * config.num_key_value_heads * 2 * (head_dim + 4)
+        return (weight_bytes + work.batch * keys) * rate / work.batch / most.read_bytes
+    hidden, inner = config.hidden_size, config.intermediate_size
+    per_layer = 2 * hidden * (config.query_size + config.key_value_size) + 3 * hidden * inner
+    mean_depth = work.depth + work.tokens / 2
+    attention = 2 * config.query_size * mean_depth
+    return layers * (per_layer + attention) * rate / most.int8

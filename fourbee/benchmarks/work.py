@@ -1,0 +1,118 @@
+"""What is timed: work in tokens, and systems that do it, each in a process of its own.
+
+A system is a program that answers lines of JSON: a work comes in, `{"seconds": ...}` goes out. One
+works at a time, so that the threads of one do not spin beside another. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from fourbee.foundation.errors import FourbeeError, UsageError
+
+ROUNDS = 3
+# Tokens before a decoding step where no depth is asked for.
+SHORT = 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """`tokens` are read (prefill) or written by each of `batch` sequences, `depth` tokens in."""
+
+    kind: Literal["prefill", "decode"]
+    tokens: int
+    depth: int = 0
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        where = f", depth {self.depth}" if self.depth > SHORT else ""
+        if self.kind == "prefill":
+            return f"prefill {self.tokens}{where}"
+        return f"decode, batch {self.batch}{where}"
+
+    @classmethod
+    def parse(cls, text: str) -> Work:
+        """From `prefill:1024`, `prefill:1024@4096`, `decode:8` (a batch) or `decode:1@4096`."""
+        kind, _, rest = text.partition(":")
+        amount, _, depth = rest.partition("@")
+        if kind in ("prefill", "decode") and amount.isdigit() and (depth or "0").isdigit():
+            number, deep = int(amount), int(depth or 0)
+            if number and kind == "prefill":
+                return cls("prefill", number, deep)
+            if number:
+                return cls("decode", 16, deep or SHORT, number)
+        raise UsageError(
+            f"work = {text!r}: expected prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH], as in "
+            "prefill:1024 or decode:1@4096",
+            "work",
+        )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+class System:
+    """A running program that does works."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._answer("start")
+
+    def seconds(self, work: Work) -> float:
+        """How long it took; FourbeeError when the program ended instead."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(asdict(work)) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer(work.name)["seconds"])
+
+    def _answer(self, what: str) -> dict[str, float]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise FourbeeError(f"{self.name} ended with code {self._process.wait()} at: {what}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def running(commands: Mapping[str, Sequence[str]]) -> Iterator[list[System]]:
+    """The systems, started one after the other and ended whatever happens."""
+    with ExitStack() as stack:
+        systems = []
+        for name, command in commands.items():
+            system = System(name, command)
+            stack.callback(system.close)
+            systems.append(system)
+        yield systems
+
+
+def measure(systems: Sequence[System], work: Work, rounds: int = ROUNDS) -> dict[str, Rate]:
+    """Rates by system: one round to warm up, then rounds of all systems in turn."""
+    tokens = work.tokens * work.batch
+    rates: dict[str, list[float]] = {system.name: [] for system in systems}
+    for number in range(rounds + 1):
+        for system in systems:
+            seconds = system.seconds(work)
+            if number:
+                rates[system.name].append(tokens / seconds)
+    return {name: Rate(statistics.median(r), min(r), max(r)) for name, r in rates.items()}

@@ -1,0 +1,120 @@
+"""fourbee as one of the systems: `python -m fourbee.benchmarks.worker --shape 4B`.
+
+Runs steps as the engine does: scheduling, the plan, sampling. A depth is made by copying one
+page of real keys and values: reading 16,384 tokens first would take minutes and time nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+
+from fourbee.benchmarks.shapes import random_model, weight_bytes
+from fourbee.benchmarks.work import Work
+from fourbee.engine.checkpoint import open_checkpoint
+from fourbee.engine.model_runner import ModelRunner
+from fourbee.engine.request import Request
+from fourbee.engine.sampling import SamplingParams
+from fourbee.engine.scheduler import Chunk
+from fourbee.engine.sequence import Sequence
+from fourbee.kernels.native_attention import PAGE_KEYS, NativeCache
+from fourbee.kernels.native_ops import NativeOperations, open_native
+from fourbee.model.hub import resolve_model
+from fourbee.model.qwen3 import Qwen3Weights
+
+# Rows of a step while a prompt is read, as in the engine.
+STEP_ROWS = 512
+
+
+class Bench:
+    """A model that does works and says how long they took."""
+
+    def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
+        self._vocabulary = weights.config.vocab_size
+        self._runner = ModelRunner(weights, ops)
+        self._random = np.random.default_rng(1)
+
+    def seconds(self, work: Work) -> float:
+        """The time of the work alone; the depth is there before."""
+        sequences = [self._sequence(work) for _ in range(work.batch)]
+        started = time.perf_counter()
+        if work.kind == "prefill":
+            for first in range(0, work.tokens, STEP_ROWS):
+                count = min(STEP_ROWS, work.tokens - first)
+                self._step(sequences, count)
+        else:
+            for _ in range(work.tokens):
+                self._step(sequences, 1)
+        elapsed = time.perf_counter() - started
+        for sequence in sequences:
+            self._runner.release(sequence, reusable=False)
+        return elapsed
+
+    def _sequence(self, work: Work) -> Sequence:
+        length = work.depth + (work.tokens if work.kind == "prefill" else 1)
+        ids = tuple(self._random.integers(0, self._vocabulary, length).tolist())
+        name = str(self._random.integers(1 << 62))
+        params = SamplingParams(temperature=0.0, ignore_eos=True)
+        sequence = Sequence(Request(name, ids, params), length + work.tokens + 1, set(), 0)
+        self._runner.start(sequence)
+        if work.depth:
+            self._step([sequence], min(work.depth, PAGE_KEYS))
+            cache = self._runner.cache(sequence)
+            assert isinstance(cache, NativeCache)
+            deepen(cache, work.depth)
+            sequence.computed = work.depth
+        return sequence
+
+    def _step(self, sequences: list[Sequence], count: int) -> None:
+        chunks = tuple(Chunk(sequence, count) for sequence in sequences)
+        outcomes = self._runner.sample(self._runner.run(chunks))
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            sequence.computed += count
+            if outcome.token:
+                sequence.append(outcome.token.token_id)
+
+
+def deepen(cache: NativeCache, length: int) -> None:
+    """Copies the cache's first page until it holds `length` positions."""
+    cache.reserve(length)
+    for page in cache.pages[1:]:
+        cache.pool.copy(cache.pages[0], page)
+    cache.length = length
+
+
+def loaded_model(
+    model: str | None, quantize: str, threads: int | None
+) -> tuple[Qwen3Weights, NativeOperations]:
+    """A checkpoint's weights, as `serve --backend native` has them."""
+    checkpoint = open_checkpoint(resolve_model(model))
+    dtype = "bfloat16" if checkpoint.config.torch_dtype == "bfloat16" else "float32"
+    ops = open_native(dtype, quantize, threads)
+    assert isinstance(ops, NativeOperations)
+    return checkpoint.load_weights(ops), ops
+
+
+def main() -> None:
+    """Says that it is ready, then answers a line for a line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="")
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--quantize", default="int4")
+    parser.add_argument("--threads", type=int, default=None)
+    options = parser.parse_args()
+    if options.shape:
+        weights, ops = random_model(options.shape, options.quantize, options.threads)
+    else:
+        weights, ops = loaded_model(options.model, options.quantize, options.threads)
+    size = weight_bytes(weights)
+    bench = Bench(weights, ops)
+    print(json.dumps({"weight_bytes": size}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({"seconds": bench.seconds(Work(**json.loads(line)))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`fourbee bench`: works and rates, fourbee's own worker, and llama.cpp's where it is installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from fourbee.benchmarks.report import table
+from fourbee.benchmarks.roofline import Limits, share_of_limit
+from fourbee.benchmarks.shapes import SHAPES, random_model, weight_bytes
+from fourbee.benchmarks.work import Rate, Work, measure, running
+from fourbee.cli import run
+from fourbee.foundation.errors import FourbeeError, UsageError
+
+WORKER = [sys.executable, "-m", "fourbee.benchmarks.worker", "--shape", "tiny", "--threads", "1"]
+
+
+def test_works_are_parsed_and_named() -> None:
+    assert Work.parse("prefill:1024@4096") == Work("prefill", 1024, 4096)
+    assert Work.parse("prefill:1024").name == "prefill 1024"
+    assert Work.parse("decode:8") == Work("decode", 16, 16, 8)
+    assert Work.parse("decode:1@4096").name == "decode, batch 1, depth 4096"
+    for wrong in ("decode", "decode:0", "prefill:x", "sleep:3", "decode:1@-1"):
+        with pytest.raises(UsageError, match="expected prefill:TOKENS"):
+            Work.parse(wrong)
+
+
+def test_random_weights_are_finite_work_of_the_true_size() -> None:
+    weights, _ = random_model("tiny", "int4", 1)
+    layers, hidden, inner, heads, kv_heads, _ = SHAPES["tiny"]
+    a_layer = 2 * hidden * 128 * (heads + kv_heads) + 3 * hidden * inner
+    bits = layers * a_layer * 4.25 + 151_936 * hidden * 8.25
+    assert weight_bytes(weights) == bits / 8
+
+
+def test_the_worker_does_works_at_a_depth_and_in_a_batch() -> None:
+    works = [Work("prefill", 96, 0), Work("decode", 2, 500, 2), Work("prefill", 600, 70)]
+    with running({"fourbee": WORKER}) as [system]:
+        rates = [measure([system], work, rounds=2)["fourbee"] for work in works]
+    for rate in rates:
+        assert 0 < rate.low <= rate.median <= rate.high
+
+
+def test_a_system_that_ends_is_told() -> None:
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    told = pytest.raises(FourbeeError, match="gone ended with code 3 at: start")
+    with told, running({"gone": command}):
+        pass
+
+
+def test_shares_of_the_limit() -> None:
+    most = Limits(read_bytes=50e9, int8=500e9, bf16=100e9)
+    assert share_of_limit(Work("decode", 16), "0.6B", 0.5e9, 100, most) == 1.0
+    # 0.6B: 440.4 million products a token in the layers, and attention over 512 keys on average.
+    expected = (440_401_920 + 28 * 2 * 2048 * 512) * 500 / 500e9
+    found = share_of_limit(Work("prefill", 1024), "0.6B", 0.5e9, 500, most)
+    assert abs(found / expected - 1) < 1e-6
+
+
+def test_the_table_has_ratios() -> None:
+    rates = {"fourbee": Rate(20, 19, 21), "other": Rate(10, 9, 11)}
+    assert table({Work("decode", 16): rates}).splitlines()[-1] == (
+        "| decode, batch 1 | 20.0 (19.0 - 21.0) | 10.0 (9.0 - 11.0) | 2.00 |"
+    )
+
+
+def test_offline_writes_one_document(tmp_path, capsys) -> None:
+    words = ["bench", "offline", "--shape", "tiny", "--work", "prefill:64", "--work", "decode:2"]
+    assert run([*words, "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["work"] for row in document["results"]] == ["prefill 64", "decode, batch 2"]
+    assert document["machine"]["threads"] >= 1
+    assert json.loads((tmp_path / "offline-tiny.json").read_text()) == document
+    assert "| prefill 64 |" in (tmp_path / "offline-tiny.md").read_text()
+
+
+def test_bad_words_get_one_line(capsys) -> None:
+    assert run(["bench", "offline", "--shape", "5B"]) == 2
+    assert "shape = '5B': expected one of 0.6B" in capsys.readouterr().err.replace("\n", " ")
+    assert run(["bench", "offline", "--shape", "tiny", "--work", "walk:3"]) == 2
+    assert "work = 'walk:3': expected prefill" in capsys.readouterr().err.replace("\n", " ")
+    assert run(["bench", "peers", "--peers-python", "/bin/false"]) == 2
+    assert "has no llama_cpp and gguf" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama_cpp is not installed")
+def test_peers_beside_each_other(capsys) -> None:
+    words = ["bench", "peers", "--shape", "tiny", "--rounds", "1", "--work", "decode:1"]
+    assert run(words) == 0
+    assert "llama.cpp" in capsys.readouterr().out
