@@ -49,5 +49,5 @@ bench: install ## how fast this machine serves fourbee-mini
 docs: dev ## regenerate what docs take from the program
 	@$(BIN)/python tools/docs.py
 
-mini: train ## train fourbee-mini anew, from generated data to the packed model (about four hours)
+mini: train ## train fourbee-mini anew, from generated data to the packed model (about five hours)
 	@$(BIN)/python tools/train_mini.py $(ARGS)

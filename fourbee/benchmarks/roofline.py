@@ -37,6 +37,13 @@ def limits() -> Limits:
     )
 
 
+def best(one: Limits, other: Limits) -> Limits:
+    """The higher of two measurements of each."""
+    return Limits(
+        max(one.read_bytes, other.read_bytes), max(one.int8, other.int8), max(one.bf16, other.bf16)
+    )
+
+
 def share_of_limit(work: Work, shape: str, weight_bytes: float, rate: float, most: Limits) -> float:
     """The share of the limit that a rate in tokens a second comes to."""
     config = shape_config(shape)

@@ -23,6 +23,9 @@ _WORKS = ["prefill:1024", "prefill:4096", "decode:1", "decode:1@4096", "decode:4
           "decode:16"]  # fmt: skip
 _SHORT = ["prefill:512", "decode:1", "decode:8"]
 
+_PEERS = (("llama.cpp Q4_0", "llama_cpp", "peer_llama.py"),
+          ("OpenVINO u4", "openvino", "peer_openvino.py"))  # fmt: skip
+
 Shape = Annotated[
     str, typer.Option(help="Random weights of a published shape: 0.6B, 1.7B, 4B, 8B or tiny.")
 ]
@@ -72,42 +75,41 @@ def peers(
     rounds: Rounds = 3,
     output: Output = None,
     peers_python: Annotated[
-        str, typer.Option(help="The Python that has llama_cpp and gguf; default: this one.")
+        str, typer.Option(help="The Python that has llama_cpp or openvino; default: this one.")
     ] = sys.executable,
 ) -> None:
-    """fourbee beside llama.cpp, in turn, in one run: random weights of one shape, four bits each.
+    """fourbee beside llama.cpp and OpenVINO, in turn, in one run: one shape, four bits each.
 
-    llama.cpp runs through llama-cpp-python (`pip install 'fourbee[peers]'`), with Q4_0 weights,
-    flash attention and its own float16 keys and values. No system keeps prefixes.
+    Weights are random. llama.cpp runs through llama-cpp-python with Q4_0, flash attention and its
+    own float16 keys and values; OpenVINO's CPU plugin with u4 in groups of 64, u8 keys and values
+    (`pip install 'fourbee[peers]'`). What is not installed is left out. No system keeps prefixes.
     """
     import json
-    import subprocess
 
-    from fourbee.benchmarks import peer_llama
+    from fourbee.benchmarks import work as benchmarks
     from fourbee.benchmarks.shapes import SHAPES, VOCABULARY, shape_config
     from fourbee.foundation.errors import UsageError
 
     shape_config(shape)
-    found = subprocess.run(
-        [peers_python, "-c", "import llama_cpp, gguf; print(llama_cpp.__version__)"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if found.returncode:
-        raise UsageError(
-            f"peers-python = {peers_python!r}: has no llama_cpp and gguf: "
-            "pip install 'fourbee[peers]' there", "peers-python"
-        )  # fmt: skip
     layers, hidden, inner, heads, kv_heads, tied = SHAPES[shape]
     described = json.dumps(
         {"layers": layers, "hidden": hidden, "inner": inner, "heads": heads, "tied": tied,
          "kv_heads": kv_heads, "vocabulary": VOCABULARY}
     )  # fmt: skip
     count = threads or _cores()
-    commands = {
-        "fourbee int4": _ours(shape, None, "int4", count),
-        "llama.cpp Q4_0": [peers_python, str(peer_llama.__file__), described, str(count)],
-    }
-    about = {"kind": "peers", "shape": shape, "llama_cpp_python": found.stdout.strip()}
+    commands = {"fourbee int4": _ours(shape, None, "int4", count)}
+    versions: dict[str, str] = {}
+    for name, module, script in _PEERS:
+        if version := _version(peers_python, module):
+            versions[module] = version
+            program = str(Path(benchmarks.__file__).parent / script)
+            commands[name] = [peers_python, program, described, str(count)]
+    if not versions:
+        raise UsageError(
+            f"peers-python = {peers_python!r}: has no llama_cpp and no openvino: "
+            "pip install 'fourbee[peers]' there", "peers-python"
+        )  # fmt: skip
+    about = {"kind": "peers", "shape": shape, "versions": versions}
     _run(commands, work or _WORKS, rounds, output, about)
 
 
@@ -119,29 +121,40 @@ def roofline(
     output: Output = None,
 ) -> None:
     """The machine's limits (memory, int8, bfloat16), and the share that each work reaches."""
-    from fourbee.benchmarks.roofline import limits, share_of_limit
+    from dataclasses import asdict
 
-    most = limits()
+    from fourbee.benchmarks.roofline import best, limits, share_of_limit
+
+    first = limits()
     Console(stderr=True, highlight=False).print(
-        f"memory {most.read_bytes / 1e9:.1f} GB/s, int8 {most.int8 / 1e9:.0f} and bfloat16 "
-        f"{most.bf16 / 1e9:.0f} GMAC/s"
+        f"memory {first.read_bytes / 1e9:.1f} GB/s, int8 {first.int8 / 1e9:.0f} and bfloat16 "
+        f"{first.bf16 / 1e9:.0f} GMAC/s"
     )
 
     def shares(systems: Sequence[System], results: dict[Work, dict[str, Rate]]) -> dict[str, Any]:
+        # A shared machine is not as fast at all times: the better of before and after.
+        most = best(first, limits())
         size = systems[0].about["weight_bytes"]
         return {
+            "limits": asdict(most),
             "shares_of_the_limit": {
                 one.name: round(share_of_limit(one, shape, size, rate["fourbee"].median, most), 3)
                 for one, rate in results.items()
-            }
+            },
         }
 
-    about = {
-        "kind": "roofline", "shape": shape, "quantize": "int4",
-        "limits": {"read_bytes": most.read_bytes, "int8": most.int8, "bf16": most.bf16},
-    }  # fmt: skip
+    about = {"kind": "roofline", "shape": shape, "quantize": "int4"}
     command = _ours(shape, None, "int4", None)
     _run({"fourbee": command}, work or _WORKS, rounds, output, about, shares)
+
+
+def _version(python: str, module: str) -> str:
+    """The version of a module in another Python; nothing when it is not there."""
+    import subprocess
+
+    code = f"import {module}; print({module}.__version__)"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _ours(shape: str, model: str | None, quantize: str, threads: int | None) -> list[str]:

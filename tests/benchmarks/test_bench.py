@@ -83,7 +83,7 @@ def test_bad_words_get_one_line(capsys) -> None:
     assert run(["bench", "offline", "--shape", "tiny", "--work", "walk:3"]) == 2
     assert "work = 'walk:3': expected prefill" in capsys.readouterr().err.replace("\n", " ")
     assert run(["bench", "peers", "--peers-python", "/bin/false"]) == 2
-    assert "has no llama_cpp and gguf" in capsys.readouterr().err.replace("\n", " ")
+    assert "has no llama_cpp and no openvino" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama_cpp is not installed")
