@@ -27,15 +27,15 @@ BLIND, BLIND_2 = ROOT / "tests/mini/blind", ROOT / "tests/mini/blind_2"
 # Measured for the shipped v0 (docs/mini.md): greedy, 200 held-out samples a skill, 150 of each kind
 # with unseen names, all blind fills.
 HELD_OUT = {
-    "about": 0.895, "arithmetic": 0.92, "completion": 0.99, "greeting": 0.96, "passage": 0.89,
-    "passage_absent": 0.87, "refusal": 0.95, "tool_call": 0.955, "tool_result": 1.0,
+    "about": 0.955, "arithmetic": 0.965, "completion": 0.995, "greeting": 0.96, "passage": 0.895,
+    "passage_absent": 0.885, "refusal": 0.94, "tool_call": 0.995, "tool_result": 1.0,
 }  # fmt: skip
-UNSEEN = {"passage": 0.86, "passage_absent": 0.907}
+UNSEEN = {"passage": 0.853, "passage_absent": 0.88}
 BLIND_SHARES = {
-    "about": 0.979, "arithmetic": 0.936, "completion": 1.0, "greeting": 0.915, "passage": 0.745,
-    "passage_absent": 0.505, "refusal": 0.958, "tool_call": 0.844,
+    "about": 0.958, "arithmetic": 0.979, "completion": 1.0, "greeting": 0.979, "passage": 0.757,
+    "passage_absent": 0.505, "refusal": 0.979, "tool_call": 0.827,
 }  # fmt: skip
-BLIND_2_SHARES = {"passage": 0.292, "passage_absent": 0.682}
+BLIND_2_SHARES = {"passage": 0.344, "passage_absent": 0.573}
 # Asked for.
 HELD_OUT_FLOOR, UNSEEN_FLOOR = 0.90, 0.85
 BLIND_FLOOR, BLIND_PASSAGE_FLOOR = 0.70, 0.55
