@@ -18,15 +18,9 @@ from typing import Any
 import numpy as np
 
 
-def write_model(path: Path, shape: dict[str, Any]) -> int:
-    """Random weights as llama.cpp's quantiser would lay them out; bytes read by a step."""
-    from gguf import GGMLQuantizationType as Kind
-    from gguf import GGUFWriter
-
-    rng = np.random.default_rng(0)
-    writer = GGUFWriter(str(path), "qwen3")
+def describe(writer: Any, shape: dict[str, Any]) -> None:
+    """What llama.cpp asks of a file beside its tensors; the tokens are names only."""
     hidden, inner, vocabulary = shape["hidden"], shape["inner"], shape["vocabulary"]
-    query, key = shape["heads"] * 128, shape["kv_heads"] * 128
     writer.add_context_length(262144)
     writer.add_embedding_length(hidden)
     writer.add_block_count(shape["layers"])
@@ -43,6 +37,18 @@ def write_model(path: Path, shape: dict[str, Any]) -> int:
     writer.add_token_list([f"t{i}" for i in range(vocabulary)])
     writer.add_token_types([1] * vocabulary)
     writer.add_token_merges(["t 1"])
+
+
+def write_model(path: Path, shape: dict[str, Any]) -> int:
+    """Random weights as llama.cpp's quantiser would lay them out; bytes read by a step."""
+    from gguf import GGMLQuantizationType as Kind
+    from gguf import GGUFWriter
+
+    rng = np.random.default_rng(0)
+    writer = GGUFWriter(str(path), "qwen3")
+    hidden, inner, vocabulary = shape["hidden"], shape["inner"], shape["vocabulary"]
+    query, key = shape["heads"] * 128, shape["kv_heads"] * 128
+    describe(writer, shape)
     total = 0
 
     def matrix(name: str, rows: int, columns: int, kind: Any = Kind.Q4_0) -> None:
