@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from fourbee import __version__
 from fourbee.cli.data import data_app
 from fourbee.cli.evaluate import evaluate
+from fourbee.cli.export import export
 from fourbee.cli.quantize import quantize
 from fourbee.cli.serve import pull, serve
 from fourbee.cli.talk import chat, generate
@@ -38,6 +39,7 @@ app.command()(chat)
 app.command()(generate)
 app.command()(pull)
 app.command()(quantize)
+app.command()(export)
 app.command(name="eval")(evaluate)
 app.command()(tokens)
 app.add_typer(train_app)
