@@ -23,8 +23,8 @@ def export(
         str,
         typer.Option(
             "--type",
-            help="Of the matrices: f32, f16, bf16, q8_0 (8.5 bits a weight) or q4_0 (4.5; embedding "
-            "and head q8_0). Norms are f32 in all of them.",
+            help="Of the matrices: f32, f16, bf16, q8_0 (8.5 bits a weight) or q4_0 (4.5; "
+            "embedding and head q8_0). Norms are f32 in all of them.",
         ),
     ] = "q8_0",
 ) -> None:
@@ -73,8 +73,7 @@ def export(
 def _recommended(defaults: SamplingDefaults) -> dict[str, Any]:
     """What the model's makers recommend, where it is not what holds without them."""
     return {
-        field.name: value
+        field.name: getattr(defaults, field.name)
         for field in fields(defaults)
-        if field.name != "eos_token_ids"
-        and (value := getattr(defaults, field.name)) != field.default
+        if field.name != "eos_token_ids" and getattr(defaults, field.name) != field.default
     }

@@ -1,8 +1,8 @@
 """A model as a GGUF file for llama.cpp: which tensors in which types, and what the file says.
 
 The source is anything that fourbee reads. Matrices get the wanted type and norms stay F32, as
-llama.cpp expects. Under `q4_0` the embedding and the head are Q8_0: rows of the vocabulary bear four
-bits badly, and llama.cpp's own default there (Q6_K) is not written here. Not here: the file's
+llama.cpp expects. Under `q4_0` the embedding and the head are Q8_0: rows of the vocabulary bear
+four bits badly, and llama.cpp's own default there (Q6_K) is not written here. Not here: the file's
 format (`gguf_writer.py`) and the vocabulary (`text/gguf_vocabulary.py`).
 """
 

@@ -31,9 +31,7 @@ def encode(kind: TensorType, values: NumpyArray, name: str) -> NumpyArray:
             _refuse_infinite(plain, name, "beyond 65504, the end of F16; expected type bf16 or f32")
         return plain.view(np.uint8)
     blocks = values.astype(np.float32, copy=False).reshape(-1, kind.block_values)
-    _refuse_infinite(
-        blocks, name, f"infinite or none; expected finite ones for type {kind.name.lower()}"
-    )
+    _refuse_infinite(blocks, name, "not finite; expected finite ones for type " + kind.name.lower())
     with np.errstate(all="ignore"):
         records = _q8_0(blocks, kind) if kind.name == "Q8_0" else _q4_0(blocks, kind)
     _refuse_infinite(records["scale"], name, "too large for a scale of 16 bits; expected type f32")

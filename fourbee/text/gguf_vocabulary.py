@@ -129,7 +129,7 @@ def _named_ids(tokenizer: Tokenizer, ids: Mapping[str, int]) -> dict[str, int]:
     found = {
         f"tokenizer.ggml.{key}_token_id": ids[token]
         for name, key in keys.items()
-        if (token := named.get(name)) in ids
+        if (token := named.get(name)) is not None and token in ids
     }
     if tokenizer.eos_token_ids:
         found.setdefault("tokenizer.ggml.eos_token_id", tokenizer.eos_token_ids[0])
@@ -234,7 +234,8 @@ def _whole_backend(source: str, text: object, tokens: Sequence[str]) -> Backend:
     try:
         backend = Backend.from_str(text)
     except Exception as error:  # the library raises nothing more precise
-        raise ModelFileError(f"{source}: {_WHOLE}: not a tokenizer: {_short(str(error))}") from None
+        problem = _short(str(error))
+        raise ModelFileError(f"{source}: {_WHOLE}: not a tokenizer: {problem}") from error
     for token, token_id in backend.get_vocab(with_added_tokens=True).items():
         if token_id >= len(tokens) or tokens[token_id] != token:
             raise ModelFileError(
