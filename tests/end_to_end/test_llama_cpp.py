@@ -90,9 +90,10 @@ def sixteenth(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
 
 @pytest.mark.parametrize(
     ("form", "exact", "agreement"),
-    # Between quantised weights llama.cpp rounds activations to eight bits, and ours are exact.
-    [("f32", True, 1.0), ("f16", True, 1.0), ("bf16", False, 0.95), ("q8_0", False, 0.95),
-     ("q4_0", False, 0.95)],
+    # Share of the likeliest tokens after the same beginning. Between quantised weights llama.cpp
+    # rounds activations to eight bits, and beside bfloat16 to that; ours are float32.
+    [("f32", True, 1.0), ("f16", True, 1.0), ("bf16", False, 0.95), ("q8_0", False, 0.9),
+     ("q4_0", False, 0.9)],
 )  # fmt: skip
 def test_llama_cpp_says_the_same(
     interpreter, checkpoint, tmp_path, capsys, form, exact, agreement
@@ -113,12 +114,28 @@ def test_llama_cpp_says_the_same(
     assert theirs["metadata"]["tokenizer.chat_template"] == original.chat_template
     pairs = list(zip(np.ravel(theirs["forced"]), np.ravel(answers), strict=True))
     same = sum(a == b for a, b in pairs) / len(pairs)
-    print(f"{form}: top-1 agreement {same:.4f}, greedy {sum(map(eq, theirs['greedy'], answers))}")
+    print(f"{form}: likeliest token of the same beginning agrees in {same:.4f}")
     assert same >= agreement
     if exact:
         assert theirs["greedy"] == answers
         assert theirs["texts"] == [llm.tokenizer.decode(answer) for answer in answers]
 
 
-def eq(a: list[int], b: list[int]) -> bool:
-    return a == b
+def test_fourbee_mini_runs_and_its_other_rule_for_words_is_told(
+    interpreter, embedded_model, tmp_path, capsys
+) -> None:
+    path = tmp_path / "mini.gguf"
+    assert run(["export", str(embedded_model), str(path), "--type", "f32"]) == 0
+    assert "warning: llama.cpp cuts text otherwise" in capsys.readouterr().err
+    llm = LLM.load(path, dtype="float32")
+    texts = ["<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+             "他在这中国，有一个大的人。", "Abacus and acacias"]  # fmt: skip
+    ids = [llm.tokenizer.encode(text, control_tokens=True) for text in texts]
+    ours = llm.generate(ids[:1], GREEDY)
+    answers = [list(answer.token_ids) for answer in ours]
+    theirs = in_llama_cpp(interpreter, path, texts=texts, prompts=ids[:1], answers=answers)
+    assert theirs["greedy"] == answers
+    # Whole words and characters are cut alike; words that the model's rule parts from their
+    # ending are not.
+    assert theirs["tokens"][:2] == ids[:2]
+    assert theirs["tokens"][2] != ids[2]
