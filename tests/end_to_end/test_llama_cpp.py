@@ -37,7 +37,8 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
 TEXTS = [
     "The quick brown fox doesn't jump over 12345 lazy dogs.",
     "他在这中国，有一个很大的问题：为什么天空是蓝色的？",
-    "def f(x: int) -> str:\n\treturn f\"{x:04d}\"  # π ≈ 3.14\n\n\nif __name__ == '__main__':\n    f(1)\n",
+    'def f(x: int) -> str:\n\treturn f"{x:04d}"  # π ≈ 3.14\n\n\n'
+    "if __name__ == '__main__':\n    f(1)\n",
     "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     "Où est la forêt ? Привет, мир! 한국어 🙂👩‍👩‍👧   trailing   \r\n ",
 ]
@@ -88,6 +89,7 @@ def sixteenth(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     return (random.standard_normal(shape, np.float32) / 16).astype(ml_dtypes.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "exact", "agreement"),
     # Share of the likeliest tokens after the same beginning. Between quantised weights llama.cpp
