@@ -7,7 +7,7 @@ from pathlib import Path
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 COMMANDS = (
-    "serve", "chat", "generate", "pull", "quantize", "eval", "tokens",
+    "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
     "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
 )  # fmt: skip
 

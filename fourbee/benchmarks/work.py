@@ -72,7 +72,11 @@ class System:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.about = self._answer("start")
+        try:
+            self.about = self._answer("start")
+        except BaseException:
+            self.close()
+            raise
 
     def seconds(self, work: Work) -> float:
         """How long it took; FourbeeError when the program ended instead."""
@@ -91,7 +95,8 @@ class System:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with self._process:  # closes its pipes and waits for it
+            pass
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fourbee import __version__
 from fourbee.cli.bench import bench_app
 from fourbee.cli.data import data_app
 from fourbee.cli.evaluate import evaluate
+from fourbee.cli.export import export
 from fourbee.cli.quantize import quantize
 from fourbee.cli.serve import pull, serve
 from fourbee.cli.talk import chat, generate
@@ -39,6 +40,7 @@ app.command()(chat)
 app.command()(generate)
 app.command()(pull)
 app.command()(quantize)
+app.command()(export)
 app.command(name="eval")(evaluate)
 app.command()(tokens)
 app.add_typer(train_app)

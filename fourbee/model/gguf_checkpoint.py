@@ -25,7 +25,7 @@ from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray
 from fourbee.model.weights import TABLES, largest_first, tensor_shapes, weights_tree
 
-_ARCHITECTURE = "qwen3"
+ARCHITECTURE = "qwen3"
 _WHOLE: Mapping[str, str] = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -141,14 +141,14 @@ class GgufTensors:
 
     def dense(self, name: str) -> NumpyArray:
         """One tensor of the network, by its name in a checkpoint."""
-        return self.file.tensors[_name_in_file(name)].read()
+        return self.file.tensors[name_in_file(name)].read()
 
     def packed(self, name: str) -> PackedMatrix | None:
         """A quantised matrix as the kernels read it; None where it must be dense."""
-        return packed_matrix(self.file.tensors[_name_in_file(name)])
+        return packed_matrix(self.file.tensors[name_in_file(name)])
 
     def is_quantised(self, name: str) -> bool:
-        tensor = self.file.tensors[_name_in_file(name)]
+        tensor = self.file.tensors[name_in_file(name)]
         return len(tensor.shape) == 2 and tensor.type.record is not None
 
 
@@ -157,6 +157,23 @@ def open_tensors(file: GgufFile) -> GgufTensors:
     config = read_config(file)
     _check_tensors(file, config)
     return GgufTensors(file, config)
+
+
+def config_metadata(config: Qwen3Config) -> dict[str, Any]:
+    """What `read_config` reads, and llama.cpp: the numbers of a configuration, by their keys."""
+    values: dict[str, Any] = {key: getattr(config, name) for name, key in _WHOLE.items()}
+    values |= {key: float(getattr(config, name)) for name, key in _FRACTIONS.items()}
+    values |= {"attention.value_length": config.head_dim, "rope.dimension_count": config.head_dim}
+    values["vocab_size"] = config.vocab_size
+    return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
+
+
+def sampling_metadata(recommended: Mapping[str, int | float]) -> dict[str, int | float]:
+    """What `recommended_sampling` reads, of values by the names that requests use."""
+    return {
+        f"general.sampling.{_SAMPLING[name]}": int(value) if name == "top_k" else float(value)
+        for name, value in recommended.items()
+    }
 
 
 def recommended_sampling(file: GgufFile) -> dict[str, int | float | None]:
@@ -172,19 +189,20 @@ def recommended_sampling(file: GgufFile) -> dict[str, int | float | None]:
     return found
 
 
-def _check_tensors(file: GgufFile, config: Qwen3Config) -> None:
-    expected = {_name_in_file(name): shape for name, shape in tensor_shapes(config).items()}
-    found = {name: tensor.shape for name, tensor in file.tensors.items()}
-    refuse_other_tensors(file.path, expected, found)
-
-
-def _name_in_file(name: str) -> str:
+def name_in_file(name: str) -> str:
+    """The name in a GGUF file of a tensor that a checkpoint names like this."""
     stem = name.removesuffix(".weight")
     prefix = ""
     if stem.startswith("model.layers."):
         layer, stem = stem.removeprefix("model.layers.").split(".", 1)
         prefix = f"blk.{layer}."
     return f"{prefix}{_NAMES[stem]}.weight"
+
+
+def _check_tensors(file: GgufFile, config: Qwen3Config) -> None:
+    expected = {name_in_file(name): shape for name, shape in tensor_shapes(config).items()}
+    found = {name: tensor.shape for name, tensor in file.tensors.items()}
+    refuse_other_tensors(file.path, expected, found)
 
 
 def _refuse_other_networks(file: GgufFile) -> None:
@@ -195,7 +213,7 @@ def _refuse_other_networks(file: GgufFile) -> None:
             f"{file.path}: one of several parts; join them with `llama-gguf-split --merge`"
         )
     architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture != _ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture != ARCHITECTURE:
         raise ModelFileError(
             f"{file.path}: general.architecture = {_shown(architecture)}: expected 'qwen3'"
         )

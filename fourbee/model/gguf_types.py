@@ -2,7 +2,7 @@
 
 A quantised row is cut into blocks of 32 or 256 values that share a scale, some of them a minimum
 too; K types have a second level of scales in 16 or 8 sub-blocks. The arithmetic and its order are
-llama.cpp's, so the values are too, bit for bit. Quantising is not here, and neither are files.
+llama.cpp's, so the values are too, bit for bit. Quantising is `gguf_quants.py`; files are not here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Qwen's tokenizer from the metadata of a GGUF file, as if it had been read from tokenizer.json.
+"""A tokenizer from the metadata of a GGUF file, as if read from tokenizer.json, and the way back.
 
 A GGUF file keeps the vocabulary, the merges and the kind of each token, but only names what cuts
 and normalises a text (`tokenizer.ggml.pre`). Known here is "qwen2", with NFC as in Qwen's own files
-(llama.cpp leaves that out). Reading the file is `model/gguf_file.py`.
+(llama.cpp leaves that out). A tokenizer that cuts otherwise is kept whole beside it, under the
+format's own key for that, which llama.cpp does not read. Files are `model/gguf_file.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tokenizers import Tokenizer as Backend
 from fourbee.foundation.errors import ModelFileError
 from fourbee.text.tokenizer import Tokenizer, byte_of_letter
 
+# A whole tokenizer.json, for what the other keys cannot say.
+_WHOLE = "tokenizer.huggingface.json"
 # Kinds of tokens (tokenizer.ggml.token_type).
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 # These end a text wherever the vocabulary has them, as in llama.cpp: a file names one end, and
@@ -38,14 +41,19 @@ def gguf_tokenizer(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     """
     reading = _Reading(metadata, source)
     reading.expect("model", "gpt2")
-    reading.expect("pre", "qwen2")
+    if _WHOLE not in metadata:
+        reading.expect("pre", "qwen2")
     reading.refuse_added_ends()
     tokens = reading.strings("tokens")
     kinds = reading.kinds(len(tokens))
     if len(set(tokens)) < len(tokens):
         twice = next(token for token, count in Counter(tokens).items() if count > 1)
         reading.refuse("tokens", f"has {_short(twice)} twice")
-    backend = _backend(reading, tokens, kinds)
+    whole = metadata.get(_WHOLE)
+    if whole is None:
+        backend = _backend(reading, tokens, kinds)
+    else:
+        backend = _whole_backend(source, whole, tokens)
     named = {
         f"{name}_token": tokens[token_id]
         for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items()
@@ -63,6 +71,69 @@ def gguf_tokenizer(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         )
     except ModelFileError as error:
         raise ModelFileError(str(error).replace("tokenizer.json", source, 1)) from None
+
+
+def vocabulary_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+    """What a GGUF file says of a tokenizer, filled up to `rows` with unused tokens.
+
+    ModelFileError where it is not byte-level BPE or has more tokens than the model has rows.
+    """
+    text = tokenizer.to_json()
+    layout = json.loads(text)
+    if layout["model"]["type"] != "BPE":
+        raise ModelFileError(f"tokenizer.json: {layout['model']['type']}: expected BPE")
+    ids = {**layout["model"]["vocab"], **{t["content"]: t["id"] for t in layout["added_tokens"]}}
+    if max(ids.values()) >= rows:
+        raise ModelFileError(
+            f"tokenizer.json: token {max(ids.values())}: expected less than the model's {rows} rows"
+        )
+    tokens = [f"[PAD{token_id}]" for token_id in range(rows)]
+    kinds = np.full(rows, _UNUSED, dtype=np.int32)
+    for token, token_id in ids.items():
+        tokens[token_id], kinds[token_id] = token, _NORMAL
+    for added in layout["added_tokens"]:
+        kinds[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+    # The library writes pairs; older files have strings.
+    merges = [m if isinstance(m, str) else " ".join(m) for m in layout["model"]["merges"]]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": False,
+        **_named_ids(tokenizer, ids),
+    }
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata if cuts_like_qwen(tokenizer) else {**metadata, _WHOLE: text}
+
+
+def cuts_like_qwen(tokenizer: Tokenizer) -> bool:
+    """Whether "qwen2" says how this tokenizer cuts and normalises a text before its merges."""
+    ours, qwen = json.loads(tokenizer.to_json()), _layout({}, [], [])
+    flags = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    return all(ours[key] == qwen[key] for key in ("normalizer", "pre_tokenizer")) and not any(
+        ours["model"].get(flag) for flag in flags
+    )
+
+
+def _named_ids(tokenizer: Tokenizer, ids: Mapping[str, int]) -> dict[str, int]:
+    """The ids of the beginning, the end and the padding, where the tokenizer has them.
+
+    llama.cpp takes 11, a comma in Qwen, for a beginning that is not named: Qwen's files name
+    <|endoftext|>, which is never added all the same.
+    """
+    named = {"bos_token": _ENDS[-1], **tokenizer.named_tokens}
+    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+    found = {
+        f"tokenizer.ggml.{key}_token_id": ids[token]
+        for name, key in keys.items()
+        if (token := named.get(name)) is not None and token in ids
+    }
+    if tokenizer.eos_token_ids:
+        found.setdefault("tokenizer.ggml.eos_token_id", tokenizer.eos_token_ids[0])
+    return found
 
 
 class _Reading:
@@ -152,6 +223,24 @@ def _backend(reading: _Reading, tokens: Sequence[str], kinds: Sequence[int]) -> 
                 "tokens",
                 f"has {_short(str(token['content']))} at {token['id']}: expected control tokens "
                 "side by side after all others",
+            )
+    return backend
+
+
+def _whole_backend(source: str, text: object, tokens: Sequence[str]) -> Backend:
+    """The tokenizer of the key for a whole one, which must have the file's own tokens."""
+    if not isinstance(text, str):
+        raise ModelFileError(f"{source}: {_WHOLE}: expected a string")
+    try:
+        backend = Backend.from_str(text)
+    except Exception as error:  # the library raises nothing more precise
+        problem = _short(str(error))
+        raise ModelFileError(f"{source}: {_WHOLE}: not a tokenizer: {problem}") from error
+    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if token_id >= len(tokens) or tokens[token_id] != token:
+            raise ModelFileError(
+                f"{source}: {_WHOLE} has {_short(token)} at {token_id}: expected the token that "
+                "tokenizer.ggml.tokens has there"
             )
     return backend
 

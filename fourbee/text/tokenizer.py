@@ -80,6 +80,10 @@ class Tokenizer:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
+    def to_json(self) -> str:
+        """What tokenizer.json says."""
+        return self._backend.to_str()
+
     def encode(self, text: str, control_tokens: bool) -> list[int]:
         """The token ids of `text`; nothing is added before or after it.
 

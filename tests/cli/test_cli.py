@@ -99,13 +99,14 @@ def test_every_command_has_help_that_names_its_options_and_arguments(fourbee, li
 
 def test_the_commands_are_those_of_the_manual(fourbee):
     assert set(COMMANDS) == {
-        "serve", "chat", "generate", "pull", "quantize", "eval", "tokens",
+        "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
         "train", "train tokenizer", "train pretrain", "train sft",
         "data", "data generate", "data blind",
+        "bench", "bench offline", "bench peers", "bench roofline",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", ["", "train", "data"])
+@pytest.mark.parametrize("line", ["", "train", "data", "bench"])
 def test_a_group_alone_shows_its_help(fourbee, line):
     outcome = fourbee(*line.split())
     assert outcome == fourbee(*line.split(), "--help")

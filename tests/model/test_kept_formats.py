@@ -173,7 +173,7 @@ def gguf(path, layers: str, table: str, config=WIDE) -> GgufFile:
     """A file by its header, over raw blocks."""
     random, tensors = np.random.default_rng(6), {}
     for name, shape in tensor_shapes(config).items():
-        stored = gguf_checkpoint._name_in_file(name)
+        stored = gguf_checkpoint.name_in_file(name)
         if len(shape) == 2:
             kind = table if "embed" in name else layers
             tensors[stored] = gguf_tensor(path, random, kind, shape)

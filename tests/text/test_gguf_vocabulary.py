@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fourbee.foundation.errors import ModelFileError
-from fourbee.text.gguf_vocabulary import gguf_tokenizer
+from fourbee.text.gguf_vocabulary import cuts_like_qwen, gguf_tokenizer, vocabulary_metadata
 
 TEMPLATE = "{{ messages[0].content }}"
 
@@ -162,3 +162,41 @@ def test_any_damage_to_the_vocabulary_is_one_error_or_a_tokenizer(metadata) -> N
         except ModelFileError as error:
             assert str(error).startswith("m.gguf: ")
             assert "\n" not in str(error)
+
+
+def test_a_tokenizer_that_cuts_otherwise_is_kept_whole(small) -> None:
+    metadata = vocabulary_metadata(small, small.vocab_size + 7)
+    assert not cuts_like_qwen(small)
+    ours = gguf_tokenizer(metadata, "m.gguf")
+    assert ours.to_json() == small.to_json()
+    assert ours.chat_template == small.chat_template
+    assert ours.eos_token_ids[0] == small.eos_token_ids[0]
+    kinds = metadata["tokenizer.ggml.token_type"].tolist()
+    assert kinds[-8:] == [4, *[5] * 7]
+    assert metadata["tokenizer.ggml.tokens"][-1] == f"[PAD{small.vocab_size + 6}]"
+    metadata["tokenizer.ggml.tokens"][300] = "other"
+    assert "tokenizer.huggingface.json has" in refusal(metadata)
+    metadata["tokenizer.huggingface.json"] = "{"
+    assert "tokenizer.huggingface.json: not a tokenizer" in refusal(metadata)
+    metadata["tokenizer.huggingface.json"] = 3
+    assert refusal(metadata).endswith("tokenizer.huggingface.json: expected a string")
+
+
+def test_a_model_needs_a_row_for_every_token(small) -> None:
+    rows = small.vocab_size - 1
+    with pytest.raises(ModelFileError, match=f"expected less than the model's {rows} rows"):
+        vocabulary_metadata(small, rows)
+
+
+def test_qwens_own_tokenizer_goes_there_and_back(qwen, gguf_vocabulary) -> None:
+    assert cuts_like_qwen(qwen)
+    metadata = vocabulary_metadata(qwen, 151936)
+    assert "tokenizer.huggingface.json" not in metadata
+    expected = gguf_vocabulary(qwen._backend, 151936)
+    for key, value in expected.items():
+        assert np.array_equal(metadata[key], value), key
+    assert metadata["tokenizer.ggml.bos_token_id"] == qwen.token_id("<|endoftext|>")
+    ours = gguf_tokenizer(metadata, "m.gguf")
+    assert json.loads(ours.to_json()) == json.loads(qwen.to_json())
+    assert ours.chat_template == qwen.chat_template
+    assert set(ours.eos_token_ids) == set(qwen.eos_token_ids)
