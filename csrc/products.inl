@@ -188,7 +188,7 @@ void multiply_floats(const Product& product, int64_t block_begin, int64_t block_
   for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
     const int64_t chunk_end = std::min(rows, chunk + kRowChunk);
     for (int64_t block = block_begin; block < block_end;) {
-      const int64_t wide = rows > 4 ? 2 : rows <= 2 ? 4 : 2;
+      const int64_t wide = rows <= 2 ? 4 : 2;
       const int64_t several = block_end - block >= wide ? wide : 1;
       for (int64_t row = chunk; row < chunk_end; row += 6) {
         const TileArgs a{product, row, block};

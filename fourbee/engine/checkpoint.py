@@ -15,7 +15,7 @@ from fourbee.foundation.errors import ModelFileError
 from fourbee.kernels.operations import Operations
 from fourbee.model import checkpoint_files, gguf_checkpoint
 from fourbee.model.config import Qwen3Config
-from fourbee.model.gguf_file import SUFFIX, GgufFile, read_gguf
+from fourbee.model.gguf_file import GgufFile, is_gguf, read_gguf
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
 from fourbee.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class Checkpoint(Protocol):
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """What lies at a path of `resolve_model`; reads nothing yet."""
-    if path.suffix.lower() == SUFFIX and not path.is_dir():
+    if is_gguf(path):
         return GgufCheckpoint(path)
     return FolderCheckpoint(path)
 

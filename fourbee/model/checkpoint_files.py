@@ -29,10 +29,10 @@ from fourbee.model.config import Qwen3Config
 from fourbee.model.groups import AwqPacking, GptqPacking
 from fourbee.model.int8 import INT8, SCALE, pack_rows
 from fourbee.model.packed_format import PackedFormat
-from fourbee.model.packing import DENSE, Packing, Part
+from fourbee.model.packing import DENSE, TABLES, Packing, Part
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray, StoredTensor, read_header, write_tensors
-from fourbee.model.weights import TABLES, largest_first, named_tensors, tensor_shapes, weights_tree
+from fourbee.model.weights import largest_first, named_tensors, tensor_shapes, weights_tree
 
 Progress = Callable[[str, int, int], None]  # a name, bytes done, bytes in all
 Made = TypeVar("Made")
@@ -87,10 +87,7 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            try:
-                arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
-            except UsageError as error:
-                raise UsageError(f"{name}: {error}", error.parameter) from None
+            arrays[name] = kept(ops, name, tensors.dense(name))
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)
@@ -194,6 +191,14 @@ def quantize_checkpoint(source: Path, target: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def kept(ops: Operations, name: str, tensor: NumpyArray) -> Array:
+    """A tensor as the operations keep it; UsageError, naming it, where they cannot."""
+    try:
+        return ops.from_numpy(tensor, name in TABLES)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}", error.parameter) from None
 
 
 def tell_dense(source: Path, names: Sequence[str]) -> None:

@@ -12,18 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.errors import ModelFileError
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix
-from fourbee.model.checkpoint_files import refuse_other_tensors, tell_dense
+from fourbee.model import checkpoint_files
+from fourbee.model.checkpoint_files import kept, refuse_other_tensors, tell_dense
 from fourbee.model.config import Qwen3Config
-from fourbee.model.gguf_file import GgufFile
+from fourbee.model.gguf_file import GgufFile, is_gguf, read_gguf
 from fourbee.model.gguf_packed import packed_matrix
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.tensor_file import NumpyArray
-from fourbee.model.weights import TABLES, largest_first, tensor_shapes, weights_tree
+from fourbee.model.weights import largest_first, tensor_shapes, weights_tree
 
 ARCHITECTURE = "qwen3"
 _WHOLE: Mapping[str, str] = {
@@ -124,12 +126,18 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            try:
-                arrays[name] = ops.from_numpy(tensors.dense(name), name in TABLES)
-            except UsageError as error:
-                raise UsageError(f"{name}: {error}", error.parameter) from None
+            arrays[name] = kept(ops, name, tensors.dense(name))
     tell_dense(file.path, made_dense)
     return weights_tree(tensors.config, arrays)
+
+
+class ModelTensors(Protocol):
+    """A model's tensors by their names in a checkpoint, whatever holds them."""
+
+    @property
+    def config(self) -> Qwen3Config: ...
+
+    def dense(self, name: str) -> NumpyArray: ...
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,13 @@ def open_tensors(file: GgufFile) -> GgufTensors:
     config = read_config(file)
     _check_tensors(file, config)
     return GgufTensors(file, config)
+
+
+def open_source(source: Path) -> ModelTensors:
+    """The tensors of a checkpoint folder or a GGUF file, checked as either is."""
+    if is_gguf(source):
+        return open_tensors(read_gguf(source))
+    return checkpoint_files.open_tensors(source)
 
 
 def config_metadata(config: Qwen3Config) -> dict[str, Any]:

@@ -11,30 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fourbee.foundation.errors import ModelFileError, UsageError
-from fourbee.model import checkpoint_files, gguf_checkpoint
+from fourbee.model import gguf_checkpoint
 from fourbee.model.checkpoint_files import Progress
 from fourbee.model.config import Qwen3Config
-from fourbee.model.gguf_file import SUFFIX, read_gguf
 from fourbee.model.gguf_quants import WRITTEN, encode
 from fourbee.model.gguf_types import TYPES
 from fourbee.model.gguf_writer import PlannedTensor, check_target, write_gguf
+from fourbee.model.packing import TABLES
 from fourbee.model.tensor_file import NumpyArray
-from fourbee.model.weights import TABLES, tensor_shapes
+from fourbee.model.weights import tensor_shapes
 
 # What `--type` offers, with llama.cpp's number for a file of this type (general.file_type).
 FILE_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}
 _QUANTISATION_VERSION = 2  # of llama.cpp's block layouts
 _PART_VALUES = 1 << 22  # encoded at a time
-
-
-class _Tensors(Protocol):
-    @property
-    def config(self) -> Qwen3Config: ...
-
-    def dense(self, name: str) -> NumpyArray: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def export_gguf(
     ends it, the target is whole or absent.
     """
     check_request(target, form)
-    tensors = _open(source)
+    tensors = gguf_checkpoint.open_source(source)
     names = {gguf_checkpoint.name_in_file(name): name for name in tensor_shapes(tensors.config)}
     plan = _plan(tensors.config, form)
     total, done = sum(tensor.size for tensor in plan), 0
@@ -87,12 +80,6 @@ def export_gguf(
     metadata = _general(form) | gguf_checkpoint.config_metadata(tensors.config) | dict(about)
     size = write_gguf(target, metadata, plan, data)
     return Summary(size, len(plan), form, _type_of(TABLES[0], 2, form).lower())
-
-
-def _open(source: Path) -> _Tensors:
-    if source.suffix.lower() == SUFFIX and not source.is_dir():
-        return gguf_checkpoint.open_tensors(read_gguf(source))
-    return checkpoint_files.open_tensors(source)
 
 
 def _plan(config: Qwen3Config, form: str) -> list[PlannedTensor]:

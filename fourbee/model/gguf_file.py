@@ -82,6 +82,11 @@ class GgufTensor:
         return raw
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is named as a GGUF file is; a folder may be called anything."""
+    return path.suffix.lower() == SUFFIX and not path.is_dir()
+
+
 @dataclass(frozen=True)
 class GgufFile:
     """What a file says of itself, and its tensors by name, in the order of their bytes.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.model.gguf_file import SUFFIX
 from fourbee.model.gguf_types import TYPES
-from fourbee.model.hub import SPARE_BYTES
+from fourbee.model.hub import refuse_full_disk
 from fourbee.model.tensor_file import NumpyArray
 
 _ALIGNMENT = 32  # the format's default
@@ -125,11 +124,7 @@ def _appearing(target: Path, size: int) -> Iterator[BinaryIO]:
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if size + SPARE_BYTES > free:
-            raise CapacityError(
-                f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk"
-            )
+        refuse_full_disk(target, size)
         with unfinished.open("wb") as file:
             yield file
             file.flush()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
 from fourbee.model.checkpoint_files import CONFIG_FILE, Progress
-from fourbee.model.gguf_file import SUFFIX
+from fourbee.model.gguf_file import SUFFIX, is_gguf
 
 if TYPE_CHECKING:
     from fourbee.model.download import Repository
@@ -31,6 +31,15 @@ _RECORD = "download.json"  # the commit of a pulled folder, and its files' diges
 SPARE_BYTES = 100_000_000  # stay free on the disk
 
 
+def refuse_full_disk(target: Path, size: int) -> None:
+    """CapacityError unless the disk of `target`'s folder has room for so many bytes."""
+    free = shutil.disk_usage(target.parent).free
+    if size + SPARE_BYTES > free:
+        raise CapacityError(
+            f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk"
+        )
+
+
 def resolve_model(name: str | None) -> Path:
     """A model's folder or GGUF file: `fourbee-mini` or None, a path, or an id `owner/name` pulled.
 
@@ -39,15 +48,15 @@ def resolve_model(name: str | None) -> Path:
     if name is None or name == EMBEDDED:
         return _embedded()
     path = Path(name).expanduser()
-    is_gguf = path.suffix.lower() == SUFFIX
-    if path.is_dir() or (is_gguf and path.is_file()):
+    named_gguf = is_gguf(path)
+    if path.is_dir() or (named_gguf and path.is_file()):
         return path
     if path.exists():
         raise UsageError(
             f"model {name!r}: a file; expected a folder with {CONFIG_FILE} or a {SUFFIX} file",
             "model",
         )
-    if is_gguf:
+    if named_gguf:
         raise UsageError(f"model {name!r}: no such file", "model")
     if not _ID.fullmatch(name):
         raise UsageError(

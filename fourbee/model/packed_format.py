@@ -21,13 +21,12 @@ from fourbee.kernels.packed import (
     block_bytes,
     check_columns,
 )
-from fourbee.model.packing import Part, Settings
+from fourbee.model.packing import TABLES, Part, Settings
 from fourbee.model.tensor_file import NumpyArray
 
 METHOD = "fourbee-packed"
 VERSION = 1
 _KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4")
-_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _METHODS: tuple[Method, ...] = ("plain", "search")
 
 
@@ -56,7 +55,7 @@ class PackedFormat:
 
     def of(self, name: str) -> PackedFormat:
         """How the matrix of this name is packed."""
-        if self.tables is None or name not in _TABLES:
+        if self.tables is None or name not in TABLES:
             return self
         return PackedFormat(self.tables, self.group)
 

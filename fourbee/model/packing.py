@@ -16,6 +16,8 @@ from fourbee.foundation.errors import ModelFileError
 from fourbee.model.tensor_file import NumpyArray
 
 FLOATS = ("BF16", "F16", "F32")
+# The matrices with a row for each token.
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # Dense in every published format, whether or not `modules_to_not_convert` names them.
 _ALWAYS_DENSE = ("model.embed_tokens", "lm_head")
 

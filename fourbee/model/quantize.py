@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.packed import pack, rel_error
 from fourbee.model import gguf_checkpoint
 from fourbee.model.checkpoint_files import (
@@ -26,12 +26,11 @@ from fourbee.model.checkpoint_files import (
     CONFIG_FILE,
     Layout,
     Progress,
-    open_tensors,
     write_files,
 )
 from fourbee.model.config import Qwen3Config
-from fourbee.model.gguf_file import SUFFIX, read_gguf
-from fourbee.model.hub import SPARE_BYTES, store
+from fourbee.model.gguf_file import is_gguf, read_gguf
+from fourbee.model.hub import refuse_full_disk, store
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.tensor_file import DTYPES, NumpyArray
 from fourbee.model.weights import tensor_shapes
@@ -67,8 +66,7 @@ def quantize_model(
     source, target = source.resolve(), target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target}: exists; expected a new or an empty folder", "output")
-    is_gguf = _is_gguf(source)
-    tensors = gguf_checkpoint.open_tensors(read_gguf(source)) if is_gguf else open_tensors(source)
+    tensors = gguf_checkpoint.open_source(source)
     if isinstance(tensors.config.quantization, PackedFormat):
         raise UsageError(f"{source}: already fourbee-packed; expected another checkpoint", "model")
     shapes = tensor_shapes(tensors.config)
@@ -91,7 +89,7 @@ def quantize_model(
     with _appearing(target, sum(sizes.values())) as unfinished:
         config = replace(tensors.config, quantization=form)
         write_files(unfinished, config, layout, packed, sum(sizes.values()))
-        _write_gguf_companions(source, unfinished) if is_gguf else _copy_companions(
+        _write_gguf_companions(source, unfinished) if is_gguf(source) else _copy_companions(
             source, unfinished
         )
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
@@ -117,7 +115,7 @@ def quantized_cache(source: Path, form: PackedFormat, progress: Progress | None 
     from filelock import FileLock
 
     source = source.resolve()
-    if not _is_gguf(source) and Qwen3Config.load(source).quantization == form:
+    if not is_gguf(source) and Qwen3Config.load(source).quantization == form:
         return source
     folder = store().parent / "packed" / f"{source.stem}-{form.kind}-{_identity(source, form)}"
     try:
@@ -140,10 +138,6 @@ def _identity(source: Path, form: PackedFormat) -> str:
         "form": form.to_json(),
     }
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-
-def _is_gguf(source: Path) -> bool:
-    return source.suffix.lower() == SUFFIX and not source.is_dir()
 
 
 def _weight_files(source: Path) -> list[Path]:
@@ -170,11 +164,7 @@ def _appearing(target: Path, size: int) -> Iterator[Path]:
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        free = shutil.disk_usage(unfinished).free
-        if size + SPARE_BYTES > free:
-            raise CapacityError(
-                f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk"
-            )
+        refuse_full_disk(target, size)
         yield unfinished
         if target.exists():
             target.rmdir()

@@ -9,9 +9,6 @@ from fourbee.kernels.operations import Array, Linear
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
 
-# The matrices with a row for each token.
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-
 
 def tensor_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of this configuration holds, by name, in file order."""

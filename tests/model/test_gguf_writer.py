@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
-from fourbee.model import gguf_writer
+from fourbee.model import hub
 from fourbee.model.checkpoint_files import quantize_checkpoint
 from fourbee.model.gguf_checkpoint import open_tensors, read_config
 from fourbee.model.gguf_export import FILE_TYPES, export_gguf
 from fourbee.model.gguf_file import read_gguf
 from fourbee.model.gguf_quants import WRITTEN, encode
 from fourbee.model.packed_format import PackedFormat
+from fourbee.model.packing import TABLES
 from fourbee.model.quantize import quantize_model
-from fourbee.model.weights import TABLES
 
 from .conftest import CONFIG, message, random_tensors, write_folder
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     (out / "old.gguf").write_bytes(b"precious")
     assert refusal(UsageError, "old.gguf").endswith("exists; expected the name of a new file")
     assert (out / "old.gguf").read_bytes() == b"precious"
-    monkeypatch.setattr(gguf_writer, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(hub, "SPARE_BYTES", 1 << 60)
     assert "free on this disk" in refusal(CapacityError, "m.gguf")
 
 

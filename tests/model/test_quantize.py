@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from fourbee.foundation.errors import CapacityError
 from fourbee.kernels.packed import PackedMatrix, pack, unpack
 from fourbee.kernels.torch_ops import TorchOperations
-from fourbee.model import quantize as quantize_module
+from fourbee.model import hub
 from fourbee.model.checkpoint_files import check_weights, load_weights, quantize_checkpoint
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.quantize import FORMATS, quantize_model, quantized_cache
@@ -118,7 +118,7 @@ def test_what_ends_it_leaves_nothing(tmp_path, source, monkeypatch) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         quantize_model(source, target, INT4, interrupt)
-    monkeypatch.setattr(quantize_module, "SPARE_BYTES", 10**18)
+    monkeypatch.setattr(hub, "SPARE_BYTES", 10**18)
     with pytest.raises(CapacityError, match="GB free on this disk"):
         quantize_model(source, target, INT4)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
