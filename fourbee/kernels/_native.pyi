@@ -66,6 +66,37 @@ def attend(
     pages: Integers,
     out: Floats,
 ) -> None: ...
+def select_tokens(
+    weights: PackedWeights,
+    hidden: Floats,
+    temperature: Floats,
+    top_k: Integers,
+    top_p: Floats,
+    min_p: Floats,
+    seed: npt.NDArray[np.uint64],
+    position: Integers,
+    bias_rows: Integers,
+    bias_ids: Integers,
+    bias_values: Floats,
+    bitmask: npt.NDArray[np.uint32],
+    token_ids: Integers,
+    logprobs: Floats,
+    logsumexp: Floats,
+    top_ids: Integers,
+    top_logprobs: Floats,
+    finite: Flags,
+) -> None: ...
+def score_targets(
+    weights: PackedWeights,
+    hidden: Floats,
+    targets: Integers,
+    token_ids: Integers,
+    logprobs: Floats,
+    logsumexp: Floats,
+    top_ids: Integers,
+    top_logprobs: Floats,
+    finite: Flags,
+) -> None: ...
 
 class Plan:
     def __init__(self) -> None: ...
