@@ -39,12 +39,17 @@ def request(rows: int, **values) -> HeadRequest:
 
 
 def check_alike(logits_RV: np.ndarray, asked: HeadRequest) -> None:
-    found, expected = native_result(logits_RV, asked), numpy_sampling.select_tokens(logits_RV, asked)
+    found, expected = (
+        native_result(logits_RV, asked),
+        numpy_sampling.select_tokens(logits_RV, asked),
+    )
     assert found.finite.tolist() == expected.finite.tolist()
     assert found.token_ids.tolist() == expected.token_ids.tolist()
     assert found.top_ids.tolist() == expected.top_ids.tolist()
     for name in ("logprobs", "logsumexp", "top_logprobs"):
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5, rtol=2e-6)
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), atol=2e-5, rtol=2e-6
+        )
 
 
 @settings(max_examples=150, deadline=None)
@@ -91,7 +96,10 @@ def test_bias_and_bitmask_come_first_and_log_probabilities_know_nothing_of_them(
     bits[:, rng.integers(vocabulary)] = True
     bitmask = np.packbits(bits, axis=-1, bitorder="little").view(np.uint32)
     ids = rng.permutation(vocabulary)[: rng.integers(0, 6)]
-    biases = ((2, ids, np.full(len(ids), 9, np.float32)), (0, ids[:1], np.float32([-50])[: len(ids)]))
+    biases = (
+        (2, ids, np.full(len(ids), 9, np.float32)),
+        (0, ids[:1], np.float32([-50])[: len(ids)]),
+    )
     for mask in (None, bitmask):
         asked = request(3, temperature=temperature, top_k=top_k, top_p=top_p, num_top=4, seed=seed,
                         bias=biases, bitmask=mask)  # fmt: skip
