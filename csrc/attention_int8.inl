@@ -9,11 +9,12 @@
 // keys that this row sees there: any wider statistic would lose what stands behind an attention sink, or let
 // later tokens into a row's numbers. Integer sums are exact, so that tiles of any height give the same bits.
 
+template <class View>
 struct IntegerRow {
   const int8_t* query;  // [K]
   float scale;          // of the query, and of the softmax
   int32_t start;        // -128 * sum of the query: what the 128 added to the keys comes to
-  int64_t visible;      // keys that it sees
+  View view;
 };
 
 struct IntegerPage {
@@ -38,8 +39,8 @@ void store_head_int8(uint8_t* base, int64_t slot, int64_t head_dim, const float*
 }
 
 // Scores of M rows and the page's keys, in integers. Few rows wait for memory: they ask for the values meanwhile.
-template <int M, bool Ahead>
-inline void page_scores(const IntegerPage& page, const IntegerRow* rows, I (&scores)[M][4]) {
+template <int M, bool Ahead, class View>
+inline void page_scores(const IntegerPage& page, const IntegerRow<View>* rows, I (&scores)[M][4]) {
   const int64_t steps = page.head_dim / 4;
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++)
@@ -68,21 +69,25 @@ struct RoundedWeights {
   int32_t start;  // -128 * sum of the integers
 };
 
-inline void page_weights(const IntegerPage& page, const IntegerRow& row, int64_t first_key, const I (&scores)[4],
+template <class View>
+inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, int64_t first_key, const I (&scores)[4],
                          Partial& partial, RoundedWeights& out) {
-  const int64_t seen = std::min(kPageKeys, row.visible - first_key);
-  if (seen <= 0) {
+  const Seen seen = row.view.seen(first_key);
+  if (seen.count() <= 0) {
     std::memset(out.integers, 0, sizeof out.integers);
     out.factor = out.total = 0;
     out.start = 0;
     return;
   }
   F lines[4];
-  for (int b = 0; b < 4; b++) lines[b] = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
-  if (seen < kPageKeys) {
+  for (int b = 0; b < 4; b++) {
+    const F product = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
+    lines[b] = row.view.score(product, first_key + 16 * b);
+  }
+  if (seen.count() < kPageKeys) {
     float kept[kPageKeys];
     for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
-    std::fill(kept + seen, kept + kPageKeys, kLowest);
+    fill_unseen(kept, seen, kLowest);
     for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
   }
   const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
@@ -141,8 +146,8 @@ inline void page_values(const IntegerPage& page, int64_t block, const RoundedWei
     }
 }
 
-template <int M, bool Ahead>
-void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, Partial* partials) {
+template <int M, bool Ahead, class View>
+void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, Partial* partials) {
   I scores[M][4];
   page_scores<M, Ahead>(page, rows, scores);
   RoundedWeights weights[M];
@@ -161,8 +166,8 @@ void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow*
   for (; block < blocks; block++) page_values<M, 1, Ahead>(page, block, weights, fades, partials);
 }
 
-template <bool Ahead>
-void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, int64_t count, Partial* partials) {
+template <bool Ahead, class View>
+void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, int64_t count, Partial* partials) {
   for (int64_t r = 0; r < count; r += 6) {
     switch (std::min<int64_t>(6, count - r)) {
       case 1: add_page_int8<1, Ahead>(page, first_key, rows + r, partials + r); break;
@@ -175,33 +180,31 @@ void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow*
   }
 }
 
+template <class View>
+void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, int64_t count, Partial* partials) {
+  if (count <= 6) {
+    add_rows_int8<true>(page, first_key, rows, count, partials);
+  } else {
+    add_rows_int8<false>(page, first_key, rows, count, partials);
+  }
+}
+
 // Queries rounded, for one task: `values` holds their integers.
+template <class View>
 struct IntegerRows {
   std::vector<int8_t> values;
-  std::vector<IntegerRow> rows;
+  std::vector<IntegerRow<View>> rows;
 };
 
-IntegerRows rounded_queries(const QueryRow* queries, int64_t count, int64_t head_dim, float scale) {
-  IntegerRows out{std::vector<int8_t>(count * head_dim), std::vector<IntegerRow>(count)};
+template <class View>
+IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, float scale) {
+  IntegerRows<View> out{std::vector<int8_t>(count * head_dim), std::vector<IntegerRow<View>>(count)};
   for (int64_t r = 0; r < count; r++) {
     int8_t* values = out.values.data() + r * head_dim;
     float own;
     int32_t total;
     quantise(queries[r].query, head_dim, values, &own, &total);
-    out.rows[r] = {values, own * scale, -128 * total, queries[r].visible};
+    out.rows[r] = {values, own * scale, -128 * total, queries[r].view};
   }
   return out;
-}
-
-void add_pages_int8(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t page_begin, int64_t page_end,
-                    const IntegerRow* rows, int64_t count, Partial* partials) {
-  const auto base = [&](int64_t p) { return a.pages[p] + a.layer * layout.layer_bytes + head * layout.head_bytes; };
-  for (int64_t p = page_begin; p < page_end; p++) {
-    const IntegerPage page{base(p), base(p + 1 < page_end ? p + 1 : p), layout.head_dim};
-    if (count <= 6) {
-      add_rows_int8<true>(page, p * kPageKeys, rows, count, partials);
-    } else {
-      add_rows_int8<false>(page, p * kPageKeys, rows, count, partials);
-    }
-  }
 }

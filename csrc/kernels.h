@@ -71,6 +71,11 @@ struct PageLayout {
   int64_t layer_bytes;  // of all heads
 };
 
+// Keys [begin, end) of a sequence, scored with one variant of the query.
+struct Span {
+  int64_t begin, end, variant;
+};
+
 struct AttentionRows {
   const float* query;   // [count, query_heads, K]
   float* out;           // same
@@ -78,6 +83,12 @@ struct AttentionRows {
   int64_t start;        // position of the first row
   int64_t count, query_heads, layer;
   float scale;
+  // Of row i the spans from span_offsets[i] to span_offsets[i + 1]: ascending, disjoint, none empty. Null where every
+  // row sees all keys up to its own.
+  const int64_t* span_offsets = nullptr;
+  const Span* spans = nullptr;
+  const float* slopes = nullptr;  // ALiBi's, a query head each; null for none
+  int64_t variants = 1, variant_size = 0;  // floats from one variant of the query to the next
 };
 
 // The softmax-weighted sum over some keys, not yet divided: largest score, weights' sum, sum [K].

@@ -38,6 +38,35 @@ struct AttentionTask {
 // Rows of a prompt that share the reading of its keys.
 constexpr int64_t kRowTile = 32;
 
+// Splits of the keys that a single row sees, in order.
+std::vector<int64_t> splits_seen(const AttentionRows& rows) {
+  std::vector<int64_t> seen;
+  const auto add = [&seen](int64_t begin, int64_t end) {
+    for (int64_t split = std::max(begin / kSplitKeys, seen.empty() ? 0 : seen.back() + 1); split * kSplitKeys < end; split++)
+      seen.push_back(split);
+  };
+  if (!rows.spans) add(0, rows.start + 1);
+  for (int64_t i = 0; rows.spans && i < rows.span_offsets[1] - rows.span_offsets[0]; i++) {
+    const Span& span = rows.spans[rows.span_offsets[0] + i];
+    add(span.begin, span.end);
+  }
+  return seen;
+}
+
+// The rows of one sequence, the first of them the step's row `first`.
+AttentionRows rows_of(const Sequences& sequences, size_t s, int64_t first, int64_t all_rows, int64_t row_size) {
+  AttentionRows rows{};
+  rows.pages = sequences.pages.data() + sequences.offsets[s];
+  rows.start = sequences.starts[s], rows.count = sequences.counts[s];
+  if (sequences.span_offsets.empty()) return rows;
+  const int64_t* offsets = sequences.span_offsets.data() + first;
+  if (offsets[0] == offsets[rows.count]) return rows;
+  rows.span_offsets = offsets, rows.spans = sequences.spans.data();
+  rows.slopes = sequences.slopes.empty() ? nullptr : sequences.slopes.data();
+  rows.variants = sequences.variants, rows.variant_size = all_rows * row_size;
+  return rows;
+}
+
 }  // namespace
 
 void embed_rows(const Matrix& table, const int64_t* ids, int64_t count, float* out) {
@@ -91,20 +120,24 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   Machine& m = machine();
   const int64_t width = layout.head_dim, group = query_heads / layout.heads;
   std::vector<AttentionRows> parts;
+  std::vector<std::vector<int64_t>> splits;  // of single rows
   size_t needed = 0;
-  int64_t first = 0;
+  int64_t first = 0, all_rows = 0;
+  for (const int64_t count : sequences.counts) all_rows += count;
   for (size_t s = 0; s < sequences.counts.size(); s++) {
-    const int64_t count = sequences.counts[s], start = sequences.starts[s], at = first * query_heads * width;
-    uint8_t* const* pages = sequences.pages.data() + sequences.offsets[s];
-    parts.push_back({query + at, out + at, pages, start, count, query_heads, layer, 1.0f / std::sqrt(float(width))});
-    if (count == 1) needed += size_t(layout.heads * ((start + kSplitKeys) / kSplitKeys) * group);
-    share(count, 16, [&](int64_t begin, int64_t end) {
+    AttentionRows part = rows_of(sequences, s, first, all_rows, query_heads * width);
+    part.query = query + first * query_heads * width, part.out = out + first * query_heads * width;
+    part.query_heads = query_heads, part.layer = layer, part.scale = 1.0f / std::sqrt(float(width));
+    parts.push_back(part);
+    splits.push_back(part.count == 1 ? splits_seen(part) : std::vector<int64_t>());
+    needed += splits.back().size() * size_t(layout.heads * group);
+    share(part.count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
         const int64_t from = (first + row) * layout.heads * width;
-        m.kernels->store_keys(layout, pages, layer, start + row, key + from, value + from);
+        m.kernels->store_keys(layout, part.pages, layer, part.start + row, key + from, value + from);
       }
     });
-    first += count;
+    first += part.count;
   }
 
   m.partials.resize(std::max(m.partials.size(), needed));
@@ -112,12 +145,16 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   for (size_t i = 0; i < needed; i++) m.partials[i].sum = m.partial_sums.data() + i * size_t(width);
   std::vector<AttentionTask> tasks, joins;
   Partial* next = m.partials.data();
-  for (const AttentionRows& part : parts)
+  for (size_t s = 0; s < parts.size(); s++)
     for (int64_t head = 0; head < layout.heads; head++) {
+      const AttentionRows& part = parts[s];
       if (part.count == 1) {
-        const int64_t splits = (part.start + kSplitKeys) / kSplitKeys;
-        joins.push_back({&part, head, 0, 1, 0, splits, next});
-        for (int64_t split = 0; split < splits; split++, next += group) tasks.push_back({&part, head, 0, 1, split, splits, next});
+        const int64_t count = int64_t(splits[s].size());
+        joins.push_back({&part, head, 0, 1, 0, count, next});
+        for (const int64_t split : splits[s]) {
+          tasks.push_back({&part, head, 0, 1, split, count, next});
+          next += group;
+        }
       } else {
         for (int64_t row = 0; row < part.count; row += kRowTile)
           tasks.push_back({&part, head, row, std::min(part.count, row + kRowTile), 0, 0, nullptr});

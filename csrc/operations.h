@@ -22,9 +22,15 @@ void rotate_rows(const HeadRotation& rotation, int64_t rows);
 struct Sequences {
   std::vector<uint8_t*> pages;
   std::vector<int64_t> counts, starts, offsets;
+  // What rows see where it is not all keys up to their own: AttentionRows says how to read them. A sequence whose rows
+  // have no spans is plain.
+  std::vector<Span> spans;
+  std::vector<int64_t> span_offsets;  // one more than there are rows; empty where all sequences are plain
+  std::vector<float> slopes;          // of each query head; empty for none, and unused by plain sequences
+  int64_t variants = 1;
 };
 
-// Causal attention of one layer: stores keys and values [T, G, K] first, then attends with query [T, H, K].
+// Attention of one layer: stores keys and values [T, G, K] first, then attends with query [variants, T, H, K].
 void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t layer, int64_t query_heads,
                  const float* query, const float* key, const float* value, float* out);
 

@@ -66,6 +66,21 @@ def attend(
     pages: Integers,
     out: Floats,
 ) -> None: ...
+def attend_spans(
+    pool: KvPool,
+    layer: int,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    counts: Integers,
+    starts: Integers,
+    page_offsets: Integers,
+    pages: Integers,
+    span_offsets: Integers,
+    spans: Integers,
+    slopes: Floats,
+    out: Floats,
+) -> None: ...
 
 class Plan:
     def __init__(self) -> None: ...

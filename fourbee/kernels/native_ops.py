@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels import _native
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.native_attention import NativeCache, PagedAttention
 from fourbee.kernels.native_plan import Plan
 from fourbee.kernels.numpy_ops import NumpyOperations, heads
@@ -212,8 +213,13 @@ class NativeOperations(NumpyOperations):
     def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        return PagedAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        return PagedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     @property
     def rounds_keys(self) -> bool:

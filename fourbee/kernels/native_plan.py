@@ -121,7 +121,7 @@ class Plan:
         one_row: Any = np.zeros(1, dtype=np.int64)
         result: Any = network(recorder, one_row, one_row, recorder.attention, one_row)
         assert recorder.frequencies is not None, "a network rotates its queries and keys"
-        self._ops = ops
+        self._network, self._ops = network, ops
         self._frequencies = recorder.frequencies
         self._width = result.width
         # Native plans hold plain pointers: the weights and norms live as long as this does.
@@ -137,8 +137,14 @@ class Plan:
         attention: Attention,
         rows: IntArray,
     ) -> FloatArray:
-        """The result `[R, D]`; CapacityError when the step was aborted on its way."""
+        """The result `[R, D]`; CapacityError when the step was aborted on its way.
+
+        Plans hold plain causal attention: steps with patterns or slopes run operation by operation.
+        """
         assert isinstance(attention, PagedAttention) and ops is self._ops
+        if not attention.plain:
+            out: FloatArray = self._network(ops, token_ids, positions, attention, rows)
+            return out
         frequencies, scale = self._frequencies
         rotary = ops.rotary(frequencies, positions[None], scale)
         out = np.empty((len(rows), self._width), dtype=np.float32)

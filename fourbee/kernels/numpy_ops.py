@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.numpy_attention import NumpyAttention, NumpyCache
 from fourbee.kernels.numpy_sampling import score_targets, select_tokens
 from fourbee.kernels.operations import (
@@ -122,8 +123,13 @@ class NumpyOperations:
     def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        return NumpyAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        return NumpyAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head), request)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from fourbee.kernels.attention_pattern import AttentionPattern
     from fourbee.kernels.packed import PackedMatrix
 
 Array = Any
@@ -50,7 +51,8 @@ class Attention(Protocol):
     Stores `key_TGK` and `value_TGK` where it keeps them, attends with `query_QTHK`, and returns
     the context `[T, H*K]`. It knows which rows belong to which sequence; the model does not.
     Keys arrive rotated once and are never rotated again: schemes that need another distance ask
-    for another variant of the query.
+    for another variant of the query. The softmax runs over all keys that a row sees, in order of
+    position, whichever variant scores them; `kernels/attention_pattern.py` says what a row sees.
     """
 
     def __call__(
@@ -188,10 +190,17 @@ class Operations(Protocol):
         """An independent copy of the first `length` positions."""
         ...
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        """Causal attention of a step whose rows are, in order, `count` new rows of each cache.
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        """Attention of a step whose rows are, in order, `count` new rows of each cache.
 
         The new rows follow the cache's filled positions; the caches are written and grow.
+        `patterns`: for each cache what its rows see; None for all keys up to their own. `slopes`
+        `[H]`: `slope * distance` is taken off every score (ALiBi, Press et al. 2021).
         """
         ...
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.operations import (
     FloatArray,
     HeadRequest,
@@ -137,8 +138,13 @@ class TorchOperations:
     def fork_cache(self, cache: SequenceCache, length: int) -> TorchCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> CachedAttention:
-        return CachedAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> CachedAttention:
+        return CachedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     def head(self, hidden_RD: Tensor, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head).float(), request)
