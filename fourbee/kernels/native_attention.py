@@ -109,8 +109,9 @@ class PagedAttention:
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
     ) -> FloatArray:
         context_THK: FloatArray = np.empty_like(query_QTHK[0])
+        rows, num_heads, head_dim = context_THK.shape
         if not self._caches:
-            return context_THK.reshape(0, -1)
+            return context_THK.reshape(rows, num_heads * head_dim)
         assert len(query_QTHK) >= self._variants, "a pattern names a variant of the query"
         if self._spans is None:
             _native.attend(
@@ -123,4 +124,4 @@ class PagedAttention:
             )  # fmt: skip
         if layer == self._caches[0].layers - 1:
             self.advance()
-        return context_THK.reshape(len(context_THK), -1)
+        return context_THK.reshape(rows, num_heads * head_dim)

@@ -89,7 +89,8 @@ class NumpyAttention:
             if layer == len(cache.keys) - 1:
                 cache.length = end
             row += count
-        return context_THK.reshape(len(context_THK), -1)
+        count, num_heads, head_dim = context_THK.shape
+        return context_THK.reshape(count, num_heads * head_dim)
 
 
 def _attend(
@@ -100,7 +101,7 @@ def _attend(
     groups, length, _ = keys_GSK.shape
     share = num_heads // groups
     scale = np.float32(head_dim**-0.5)
-    step = max(1, _MOST_SCORES // (num_heads * length))
+    step = max(1, _MOST_SCORES // max(1, num_heads * length))
     for begin in range(0, count, step):
         end = min(count, begin + step)
         seen = length - count + end  # keys that the last of these rows sees
