@@ -24,6 +24,7 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 #include "attention_views.inl"
 #include "attention_float.inl"
 #include "attention_int8.inl"
+#include "attention_int4.inl"
 
 void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, int64_t position,
                 const float* key, const float* value) {
@@ -33,6 +34,7 @@ void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, 
     switch (layout.kind) {
       case Kind::f32: store_head<Kind::f32>(base, slot, layout.head_dim, key + at, value + at); break;
       case Kind::bf16: store_head<Kind::bf16>(base, slot, layout.head_dim, key + at, value + at); break;
+      case Kind::int4: store_head_int4(base, slot, layout.head_dim, layout.group, key + at, value + at); break;
       default: store_head_int8(base, slot, layout.head_dim, key + at, value + at); break;
     }
   }
@@ -52,7 +54,7 @@ const uint8_t* page_of(const PageLayout& layout, const AttentionRows& a, int64_t
   return a.pages[page] + a.layer * layout.layer_bytes + head * layout.head_bytes;
 }
 
-// Query rows of one task, those of a variant together; `rounded` where keys are int8.
+// Query rows of one task, those of a variant together; `rounded` where keys are integers.
 template <class View>
 struct Queries {
   Queries() = default;
@@ -66,7 +68,8 @@ struct Queries {
           if constexpr (std::is_same_v<View, CausalView>) view.visible = a.start + row + 1;
           exact.push_back({a.query + variant * a.variant_size + query_offset(layout, a, row, head * group + i), view});
         }
-    if (layout.kind == Kind::int8) rounded = rounded_queries(exact.data(), int64_t(exact.size()), layout.head_dim, a.scale);
+    if (is_grouped(layout.kind))
+      rounded = rounded_queries(exact.data(), int64_t(exact.size()), layout.head_dim, layout.groups(), a.scale);
   }
 
   std::vector<QueryRow<View>> exact;
@@ -83,6 +86,7 @@ void add_keys(const PageLayout& layout, const uint8_t* page, const uint8_t* next
   switch (layout.kind) {
     case Kind::f32: return add_rows(PageHead<Kind::f32>{page, width}, first_key, rows, queries.count, scale, partials);
     case Kind::bf16: return add_rows(PageHead<Kind::bf16>{page, width}, first_key, rows, queries.count, scale, partials);
+    case Kind::int4: return add_rows_int4({page, width, layout.group}, first_key, queries.rounded.rows.data(), queries.count, partials);
     default: return add_rows_int8({page, next, width}, first_key, queries.rounded.rows.data(), queries.count, partials);
   }
 }

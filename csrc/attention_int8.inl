@@ -14,6 +14,7 @@ struct IntegerRow {
   const int8_t* query;  // [K]
   float scale;          // of the query, and of the softmax
   int32_t start;        // -128 * sum of the query: what the 128 added to the keys comes to
+  const float* sums;    // of the query's integers, a group of dimensions each (for int4)
   View view;
 };
 
@@ -69,6 +70,42 @@ struct RoundedWeights {
   int32_t start;  // -128 * sum of the integers
 };
 
+// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
+// result is their sum, lane by lane.
+inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
+  if (seen.count() < kPageKeys) {
+    float kept[kPageKeys];
+    for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
+    fill_unseen(kept, seen, kLowest);
+    for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
+  }
+  const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
+  partial.largest = std::max(partial.largest, largest(top));
+  const F peak = all(partial.largest);
+  F total = zero();
+  for (int b = 0; b < 4; b++) {
+    lines[b] = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
+    total = add(total, lines[b]);
+  }
+  return total;
+}
+
+// Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a
+// weight is: the factor shows it.
+inline float round_weights(const F (&lines)[4], int8_t* integers, float& factor) {
+  const float most = largest(max(max(lines[0], lines[1]), max(lines[2], lines[3])));
+  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+  F added = zero();
+  for (int b = 0; b < 4; b++) {
+    const F rounded = round(mul(lines[b], inverse));
+    added = add(added, rounded);
+    store_i8(integers + 16 * b, to_int(rounded));
+  }
+  const float sum_of_integers = sum(added);
+  factor = most / 127.0f + sum_of_integers * 0.0f;
+  return sum_of_integers;
+}
+
 template <class View>
 inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, int64_t first_key, const I (&scores)[4],
                          Partial& partial, RoundedWeights& out) {
@@ -84,34 +121,10 @@ inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, i
     const F product = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
     lines[b] = row.view.score(product, first_key + 16 * b);
   }
-  if (seen.count() < kPageKeys) {
-    float kept[kPageKeys];
-    for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
-    fill_unseen(kept, seen, kLowest);
-    for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
-  }
-  const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
-  partial.largest = std::max(partial.largest, largest(top));
-  const F peak = all(partial.largest);
-  F total = zero(), greatest = zero();
-  for (int b = 0; b < 4; b++) {
-    const F weight = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
-    total = add(total, weight);
-    lines[b] = mul(weight, load(page.value_scales() + 16 * b));
-    greatest = max(greatest, lines[b]);
-  }
-  const float most = largest(greatest);
-  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
-  F added = zero();
-  for (int b = 0; b < 4; b++) {
-    const F rounded = round(mul(lines[b], inverse));
-    added = add(added, rounded);
-    store_i8(out.integers + 16 * b, to_int(rounded));
-  }
-  const float sum_of_integers = sum(added);  // NaN where a value scale is: the factor shows it
-  out.total = sum(total);
-  out.factor = most / 127.0f + sum_of_integers * 0.0f;
-  out.start = sum_of_integers == sum_of_integers ? -128 * int32_t(sum_of_integers) : 0;
+  out.total = sum(running_weights(seen, lines, partial));
+  for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], load(page.value_scales() + 16 * b));
+  const float integers = round_weights(lines, out.integers, out.factor);
+  out.start = integers == integers ? -128 * int32_t(integers) : 0;
 }
 
 // Adds the page's weighted values to the sums of M rows, NB blocks of 16 dimensions from `block` on.
@@ -189,22 +202,31 @@ void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<
   }
 }
 
-// Queries rounded, for one task: `values` holds their integers.
+inline float sum_of(const int8_t* values, int64_t count) {
+  F total = zero();
+  for (int64_t d = 0; d < count; d += 16) total = add(total, load_i8(values + d));  // whole numbers: exact
+  return sum(total);
+}
+
+// Queries rounded, for one task: `values` holds their integers, `sums` those of groups of dimensions.
 template <class View>
 struct IntegerRows {
   std::vector<int8_t> values;
+  std::vector<float> sums;
   std::vector<IntegerRow<View>> rows;
 };
 
 template <class View>
-IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, float scale) {
-  IntegerRows<View> out{std::vector<int8_t>(count * head_dim), std::vector<IntegerRow<View>>(count)};
+IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, int64_t groups, float scale) {
+  IntegerRows<View> out{std::vector<int8_t>(count * head_dim), std::vector<float>(count * groups), std::vector<IntegerRow<View>>(count)};
   for (int64_t r = 0; r < count; r++) {
     int8_t* values = out.values.data() + r * head_dim;
     float own;
     int32_t total;
     quantise(queries[r].query, head_dim, values, &own, &total);
-    out.rows[r] = {values, own * scale, -128 * total, queries[r].view};
+    float* sums = out.sums.data() + r * groups;
+    for (int64_t g = 0; g < groups; g++) sums[g] = sum_of(values + g * (head_dim / groups), head_dim / groups);
+    out.rows[r] = {values, own * scale, -128 * total, sums, queries[r].view};
   }
   return out;
 }

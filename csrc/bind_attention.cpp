@@ -115,7 +115,6 @@ void bind_attention(nb::module_& module) {
       .def("__init__", [](KvPool* self, int64_t layers, int64_t heads, int64_t head_dim, const std::string& kind) {
         require(layers > 0 && layers <= 4096 && heads > 0 && heads <= 4096, "layers and heads: expected from 1 to 4096");
         require(head_dim > 0 && head_dim <= 4096 && head_dim % 16 == 0, "head_dim: expected a multiple of 16");
-        require(kind != "int4", "kind = 'int4': expected one of f32, bf16, int8");
         new (self) KvPool(layers, heads, head_dim, kind_named(kind));
       }, nb::arg("layers"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("kind"))
       .def("allocate", &KvPool::allocate)

@@ -65,10 +65,12 @@ struct HeadRotation {
 
 // One layer of the pages: page p of a sequence starts at bases[p].
 struct PageLayout {
-  Kind kind;  // f32, bf16 or int8
+  Kind kind;  // f32, bf16, int8 or int4
   int64_t heads, head_dim;
+  int64_t group;        // dimensions of a head that share a scale and a minimum; 0 where kind is not int4
   int64_t head_bytes;   // keys and values of one head in one layer of a page
   int64_t layer_bytes;  // of all heads
+  int64_t groups() const { return group ? head_dim / group : 0; }
 };
 
 // Keys [begin, end) of a sequence, scored with one variant of the query.

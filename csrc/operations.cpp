@@ -100,15 +100,37 @@ void norm_linear_rows(const Source& source, int64_t rows, const Matrix* const* m
   }
 }
 
-void gated_mlp_rows(float* residual, int64_t rows, const float* norm, float eps, const Matrix& gate, const Matrix& up, const Matrix& down) {
+void add_delta(const Source& source, const Delta& delta, float* out) {
+  Machine& m = machine();
+  for (const LowRank& one : delta) {
+    const int64_t columns = one.down->columns, width = one.up->rows;
+    m.adapted.resize(std::max(m.adapted.size(), size_t(one.count * (2 * columns + one.down->rows + width))));
+    float *x = m.adapted.data(), *gated = x + one.count * columns, *middle = gated + one.count * columns;
+    float* added = middle + one.count * one.down->rows;
+    for (int64_t i = 0; i < one.count; i++) {
+      std::copy_n(source.x + one.rows[i] * columns, columns, x + i * columns);
+      if (source.gated) std::copy_n(source.gated + one.rows[i] * columns, columns, gated + i * columns);
+    }
+    const Source taken{x, source.gated ? gated : nullptr, source.norm, source.eps};
+    multiply(*one.down, prepared(taken, one.count, *one.down), middle, false);
+    multiply(*one.up, prepared({middle}, one.count, *one.up), added, false);
+    for (int64_t i = 0; i < one.count; i++)
+      for (int64_t n = 0; n < width; n++) out[one.rows[i] * width + n] += added[i * width + n];
+  }
+}
+
+void gated_mlp_rows(float* residual, int64_t rows, const float* norm, float eps, const Matrix& gate, const Matrix& up, const Matrix& down,
+                    const Delta* deltas) {
   Machine& m = machine();
   m.gate.resize(std::max(m.gate.size(), size_t(rows * gate.rows)));
   m.up.resize(std::max(m.up.size(), size_t(rows * gate.rows)));
   const Matrix* two[] = {&gate, &up};
   float* outs[] = {m.gate.data(), m.up.data()};
-  norm_linear_rows({residual, nullptr, norm, eps}, rows, two, outs, 2);
-  const Inputs inputs = prepared({m.gate.data(), m.up.data()}, rows, down);
-  multiply(down, inputs, residual, true);
+  const Source normed{residual, nullptr, norm, eps}, activated{m.gate.data(), m.up.data()};
+  norm_linear_rows(normed, rows, two, outs, 2);
+  for (int i = 0; deltas && i < 2; i++) add_delta(normed, deltas[i], outs[i]);
+  multiply(down, prepared(activated, rows, down), residual, true);
+  if (deltas) add_delta(activated, deltas[2], residual);
 }
 
 void rotate_rows(const HeadRotation& rotation, int64_t rows) {

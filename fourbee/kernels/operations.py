@@ -38,6 +38,19 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one linear (LoRA, Hu et al. 2021): `x A^T B^T` for its rows.
+
+    `down` is A `[r, D]` and `up` is B `[N, r]`, its scale within, as `from_adapter` gives them.
+    `rows` are of the T rows and ascend; the other rows keep their bits.
+    """
+
+    rows: IntArray
+    down: Array
+    up: Array
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Cosines and sines of one step, `[Q, T, K/2]` each: a query variant a row of Q."""
 
@@ -117,6 +130,10 @@ class Operations(Protocol):
         """
         ...
 
+    def from_adapter(self, matrix: npt.NDArray[Any]) -> Array:
+        """A matrix of an adapter; it is small and never quantised."""
+        ...
+
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:
         """A NumPy copy; bfloat16 comes as `ml_dtypes.bfloat16`."""
         ...
@@ -139,9 +156,9 @@ class Operations(Protocol):
         norm_D: Array,
         eps: float,
         linears: Sequence[Linear],
-        deltas: Sequence[Array | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> tuple[Array, ...]:
-        """RMSNorm, then each linear: a tuple of `[T, N_i]`, plus the rows' deltas (LoRA)."""
+        """RMSNorm, then each linear with its adapters: a tuple of `[T, N_i]`."""
         ...
 
     def qk_norm_rotary(
@@ -157,9 +174,9 @@ class Operations(Protocol):
         ...
 
     def linear_residual(
-        self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Array | None = None
+        self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Sequence[LowRank] = ()
     ) -> Array:
-        """`residual + x W^T + delta`, `[T, D]`; a new array: taps hold the residual."""
+        """`residual + x W^T`, and adapters', `[T, D]`; a new array: taps hold the residual."""
         ...
 
     def gated_mlp(
@@ -170,11 +187,11 @@ class Operations(Protocol):
         gate: Linear,
         up: Linear,
         down: Linear,
-        deltas: Sequence[Array | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> Array:
         """SwiGLU block with its norm and residual; may overwrite `residual_TD`.
 
-        `deltas` are those of gate, up and down, each added before the map's epilogue.
+        `deltas` are the adapters of gate, up and down, each added before the map's epilogue.
         """
         ...
 
