@@ -1,7 +1,5 @@
 // Part of kernels.cpp, which includes it inside its namespaces: heads, pages of keys and values, and attention over them.
 
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
 void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
   const int64_t half = r.head_dim / 2;
   std::vector<float> scratch(r.head_dim);
@@ -20,44 +18,13 @@ void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
   }
 }
 
-// One head of one layer of a page of floats: keys [4 x 16 keys][K][16], values [64][K].
-template <Kind K>
-struct PageHead {
-  const uint8_t* base;
-  int64_t head_dim;
-  static constexpr int64_t size = K == Kind::f32 ? 4 : 2;
+constexpr int64_t kSplitPages = kSplitKeys / kPageKeys;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-  static F lanes(const uint8_t* p) {
-    if constexpr (K == Kind::f32) return load(reinterpret_cast<const float*>(p));
-    return load_bf16(reinterpret_cast<const uint16_t*>(p));
-  }
-  F keys(int64_t block, int64_t d) const { return lanes(base + (block * head_dim + d) * 16 * size); }
-  F values(int64_t key, int64_t d) const { return lanes(base + ((kPageKeys + key) * head_dim + d) * size); }
-};
-
-template <Kind K>
-void put(uint8_t* base, int64_t index, float value) {
-  if constexpr (K == Kind::f32) std::memcpy(base + index * 4, &value, 4);
-  if constexpr (K == Kind::bf16) {
-    const uint16_t bits = float_to_bf16(value);
-    std::memcpy(base + index * 2, &bits, 2);
-  }
-}
-
-template <Kind K>
-void store_head(uint8_t* base, int64_t slot, int64_t head_dim, const float* key, const float* value) {
-  const int64_t key_at = (slot / 16 * head_dim) * 16 + slot % 16, value_at = (kPageKeys + slot) * head_dim;
-  for (int64_t d = 0; d < head_dim; d++) put<K>(base, key_at + d * 16, key[d]);
-  for (int64_t d = 0; d < head_dim; d++) put<K>(base, value_at + d, value[d]);
-}
-
-// One query head of one row: where its query lies and how many keys it sees.
-struct QueryRow {
-  const float* query;
-  int64_t visible;
-};
-
+#include "attention_views.inl"
+#include "attention_float.inl"
 #include "attention_int8.inl"
+#include "attention_int4.inl"
 
 void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, int64_t position,
                 const float* key, const float* value) {
@@ -67,96 +34,8 @@ void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, 
     switch (layout.kind) {
       case Kind::f32: store_head<Kind::f32>(base, slot, layout.head_dim, key + at, value + at); break;
       case Kind::bf16: store_head<Kind::bf16>(base, slot, layout.head_dim, key + at, value + at); break;
+      case Kind::int4: store_head_int4(base, slot, layout.head_dim, layout.group, key + at, value + at); break;
       default: store_head_int8(base, slot, layout.head_dim, key + at, value + at); break;
-    }
-  }
-}
-
-// Adds one page to the partial sums of R query rows: the softmax runs along (Milakov & Gimelshein
-// 2018). A row that sees no key of the page is left as it was.
-template <Kind K, int R>
-void add_page(const PageHead<K>& page, int64_t first_key, const QueryRow* rows, float scale, Partial* partials) {
-  const int64_t head_dim = page.head_dim;
-  F scores[R][4];
-  for (auto& row : scores)
-    for (F& one : row) one = zero();
-  for (int64_t d = 0; d < head_dim; d++) {
-    F keys[4];
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; b++) keys[b] = page.keys(b, d);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-      const F q = all(rows[r].query[d]);
-#pragma GCC unroll 4
-      for (int b = 0; b < 4; b++) scores[r][b] = fma(keys[b], q, scores[r][b]);
-    }
-  }
-  alignas(64) float weights[R][kPageKeys];
-  float fade[R];
-  for (int r = 0; r < R; r++) {
-    const int64_t seen = std::min(kPageKeys, rows[r].visible - first_key);
-    fade[r] = 1.0f;
-    std::fill(weights[r], weights[r] + kPageKeys, 0.0f);
-    if (seen <= 0) continue;
-    for (int b = 0; b < 4; b++) {
-      store(weights[r] + 16 * b, mul(scores[r][b], all(scale)));
-    }
-    std::fill(weights[r] + seen, weights[r] + kPageKeys, kLowest);
-    F top = load(weights[r]);
-    for (int b = 1; b < 4; b++) top = max(top, load(weights[r] + 16 * b));
-    const float peak = std::max(partials[r].largest, largest(top));
-    fade[r] = exp(partials[r].largest - peak);
-    partials[r].largest = peak;
-    F total = zero();
-    for (int b = 0; b < 4; b++) store(weights[r] + 16 * b, exp(sub(load(weights[r] + 16 * b), all(peak))));
-    std::fill(weights[r] + seen, weights[r] + kPageKeys, 0.0f);
-    for (int b = 0; b < 4; b++) {
-      total = add(total, load(weights[r] + 16 * b));
-    }
-    partials[r].weight = partials[r].weight * fade[r] + sum(total);
-  }
-  for (int64_t d = 0; d < head_dim; d += 64) {
-    const int lines = int(std::min<int64_t>(4, (head_dim - d) / 16));
-    F sums[R][4];
-    for (int r = 0; r < R; r++)
-      for (int i = 0; i < 4; i++)
-        sums[r][i] = i < lines ? mul(load(partials[r].sum + d + 16 * i), all(fade[r])) : zero();
-    if (lines == 4) {
-      for (int64_t key = 0; key < kPageKeys; key++) {
-        F values[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) values[i] = page.values(key, d + 16 * i);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-          const F weight = all(weights[r][key]);
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; i++) sums[r][i] = fma(values[i], weight, sums[r][i]);
-        }
-      }
-    } else {
-      for (int64_t key = 0; key < kPageKeys; key++)
-        for (int i = 0; i < lines; i++)
-          for (int r = 0; r < R; r++)
-            sums[r][i] = fma(page.values(key, d + 16 * i), all(weights[r][key]), sums[r][i]);
-    }
-    for (int r = 0; r < R; r++)
-      for (int i = 0; i < lines; i++) store(partials[r].sum + d + 16 * i, sums[r][i]);
-  }
-}
-
-template <Kind K>
-void add_pages(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t page_begin,
-               int64_t page_end, const QueryRow* rows, int64_t count, Partial* partials) {
-  for (int64_t p = page_begin; p < page_end; p++) {
-    const PageHead<K> page{a.pages[p] + a.layer * layout.layer_bytes + head * layout.head_bytes, layout.head_dim};
-    const int64_t first = p * kPageKeys;
-    for (int64_t r = 0; r < count; r += 4) {
-      switch (std::min<int64_t>(4, count - r)) {
-        case 1: add_page<K, 1>(page, first, rows + r, a.scale, partials + r); break;
-        case 2: add_page<K, 2>(page, first, rows + r, a.scale, partials + r); break;
-        case 3: add_page<K, 3>(page, first, rows + r, a.scale, partials + r); break;
-        default: add_page<K, 4>(page, first, rows + r, a.scale, partials + r); break;
-      }
     }
   }
 }
@@ -171,40 +50,59 @@ int64_t query_offset(const PageLayout& layout, const AttentionRows& a, int64_t r
   return (row * a.query_heads + query_head) * layout.head_dim;
 }
 
-// Query rows of one task; `rounded` where keys are int8.
-struct QueryRows {
-  QueryRows(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
-    const int64_t group = a.query_heads / layout.heads;
-    for (int64_t row = row_begin; row < row_end; row++)
-      for (int64_t i = 0; i < group; i++)
-        rows.push_back({a.query + query_offset(layout, a, row, head * group + i), a.start + row + 1});
-    if (layout.kind == Kind::int8) rounded = rounded_queries(rows.data(), count(), layout.head_dim, a.scale);
-  }
-  int64_t count() const { return int64_t(rows.size()); }
+const uint8_t* page_of(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t page) {
+  return a.pages[page] + a.layer * layout.layer_bytes + head * layout.head_bytes;
+}
 
-  std::vector<QueryRow> rows;
-  IntegerRows rounded;
+// Query rows of one task, those of a variant together; `rounded` where keys are integers.
+template <class View>
+struct Queries {
+  Queries() = default;
+  Queries(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t begin, int64_t end)
+      : row_begin(begin), row_end(end), count((end - begin) * (a.query_heads / layout.heads)) {
+    const int64_t group = a.query_heads / layout.heads;
+    for (int64_t variant = 0; variant < a.variants; variant++)
+      for (int64_t row = begin; row < end; row++)
+        for (int64_t i = 0; i < group; i++) {
+          View view{};
+          if constexpr (std::is_same_v<View, CausalView>) view.visible = a.start + row + 1;
+          exact.push_back({a.query + variant * a.variant_size + query_offset(layout, a, row, head * group + i), view});
+        }
+    if (is_grouped(layout.kind))
+      rounded = rounded_queries(exact.data(), int64_t(exact.size()), layout.head_dim, layout.groups(), a.scale);
+  }
+
+  std::vector<QueryRow<View>> exact;
+  IntegerRows<View> rounded;
+  int64_t row_begin = 0, row_end = 0, count = 0;
 };
 
-// Pages of one split of the keys.
-void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split, const QueryRows& queries,
-               Partial* partials) {
-  constexpr int64_t pages_a_split = kSplitKeys / kPageKeys;
-  const int64_t count = queries.count();
-  const QueryRow* rows = queries.rows.data();
-  int64_t visible = 0;
-  for (int64_t r = 0; r < count; r++) {
-    clear(partials[r], layout.head_dim);
-    visible = std::max(visible, rows[r].visible);
-  }
-  const int64_t begin = split * pages_a_split;
-  const int64_t end = std::min(begin + pages_a_split, (visible + kPageKeys - 1) / kPageKeys);
+// Adds a page to the partial sums of rows; `next` is the page after it.
+template <class View>
+void add_keys(const PageLayout& layout, const uint8_t* page, const uint8_t* next, int64_t first_key, const Queries<View>& queries,
+              float scale, Partial* partials) {
+  const QueryRow<View>* rows = queries.exact.data();
+  const int64_t width = layout.head_dim;
   switch (layout.kind) {
-    case Kind::f32: return add_pages<Kind::f32>(layout, a, head, begin, end, rows, count, partials);
-    case Kind::bf16: return add_pages<Kind::bf16>(layout, a, head, begin, end, rows, count, partials);
-    default: return add_pages_int8(layout, a, head, begin, end, queries.rounded.rows.data(), count, partials);
+    case Kind::f32: return add_rows(PageHead<Kind::f32>{page, width}, first_key, rows, queries.count, scale, partials);
+    case Kind::bf16: return add_rows(PageHead<Kind::bf16>{page, width}, first_key, rows, queries.count, scale, partials);
+    case Kind::int4: return add_rows_int4({page, width, layout.group}, first_key, queries.rounded.rows.data(), queries.count, partials);
+    default: return add_rows_int8({page, next, width}, first_key, queries.rounded.rows.data(), queries.count, partials);
   }
 }
+
+// Pages of one split of the keys.
+void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split, const Queries<CausalView>& queries,
+               Partial* partials) {
+  for (int64_t r = 0; r < queries.count; r++) clear(partials[r], layout.head_dim);
+  const int64_t begin = split * kSplitPages, visible = a.start + queries.row_end;
+  const int64_t end = std::min(begin + kSplitPages, (visible + kPageKeys - 1) / kPageKeys);
+  for (int64_t p = begin; p < end; p++)
+    add_keys(layout, page_of(layout, a, head, p), page_of(layout, a, head, p + 1 < end ? p + 1 : p), p * kPageKeys, queries,
+             a.scale, partials);
+}
+
+#include "attention_pattern.inl"
 
 void join_into(Partial& all_keys, const Partial& split, int64_t head_dim) {
   if (split.weight == 0.0f) return;  // it saw no key of this split
@@ -221,9 +119,10 @@ void finish(const Partial& partial, int64_t head_dim, float* out) {
   for (int64_t d = 0; d < head_dim; d += 16) store(out + d, mul(load(partial.sum + d), inverse));
 }
 
-void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
-  const int64_t group = a.query_heads / layout.heads, count = (row_end - row_begin) * group, width = layout.head_dim;
-  const QueryRows queries(layout, a, head, row_begin, row_end);
+template <class View>
+void attend_as(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
+  const Queries<View> queries(layout, a, head, row_begin, row_end);
+  const int64_t group = a.query_heads / layout.heads, count = queries.count, width = layout.head_dim;
   std::vector<Partial> totals(count), partials(count);
   std::vector<float> sums(2 * count * width);
   for (int64_t i = 0; i < count; i++) {
@@ -233,6 +132,7 @@ void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int6
   }
   const int64_t splits = (a.start + row_end + kSplitKeys - 1) / kSplitKeys;
   for (int64_t split = 0; split < splits; split++) {
+    if (std::is_same_v<View, SpanView> && !sees_split(a, split, row_begin, row_end)) continue;
     sum_split(layout, a, head, split, queries, partials.data());
     for (int64_t i = 0; i < count; i++) join_into(totals[i], partials[i], width);
   }
@@ -240,9 +140,15 @@ void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int6
     finish(totals[i], width, a.out + query_offset(layout, a, row_begin + i / group, head * group + i % group));
 }
 
+void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
+  if (a.spans) return attend_as<SpanView>(layout, a, head, row_begin, row_end);
+  attend_as<CausalView>(layout, a, head, row_begin, row_end);
+}
+
 void attend_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, int64_t split,
                   Partial* partials) {
-  sum_split(layout, a, head, split, QueryRows(layout, a, head, row, row + 1), partials);
+  if (a.spans) return sum_split(layout, a, head, split, Queries<SpanView>(layout, a, head, row, row + 1), partials);
+  sum_split(layout, a, head, split, Queries<CausalView>(layout, a, head, row, row + 1), partials);
 }
 
 void join(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, const Partial* partials,

@@ -9,11 +9,13 @@
 // keys that this row sees there: any wider statistic would lose what stands behind an attention sink, or let
 // later tokens into a row's numbers. Integer sums are exact, so that tiles of any height give the same bits.
 
+template <class View>
 struct IntegerRow {
   const int8_t* query;  // [K]
   float scale;          // of the query, and of the softmax
   int32_t start;        // -128 * sum of the query: what the 128 added to the keys comes to
-  int64_t visible;      // keys that it sees
+  const float* sums;    // of the query's integers, a group of dimensions each (for int4)
+  View view;
 };
 
 struct IntegerPage {
@@ -37,13 +39,24 @@ void store_head_int8(uint8_t* base, int64_t slot, int64_t head_dim, const float*
   for (int64_t d = 0; d < head_dim; d++) values[d * 4] = uint8_t(rounded[d] + 128);
 }
 
-// Scores of M rows and the page's keys, in integers. Few rows wait for memory: they ask for the values meanwhile.
-template <int M, bool Ahead>
-inline void page_scores(const IntegerPage& page, const IntegerRow* rows, I (&scores)[M][4]) {
+// Scores of M rows and the page's first `keys_seen` keys, in integers; those of others mean nothing. Few rows wait for memory:
+// they ask for the values meanwhile.
+template <int M, bool Ahead, class View>
+inline void page_scores(const IntegerPage& page, const IntegerRow<View>* rows, int64_t keys_seen, I (&scores)[M][4]) {
   const int64_t steps = page.head_dim / 4;
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++)
     for (int b = 0; b < 4; b++) scores[m][b] = all(rows[m].start);
+  if (keys_seen < kPageKeys) {  // the rest of the page is not even read
+    for (int64_t line = 0; Ahead && line < keys_seen * page.head_dim / 64; line++) prefetch(page.values() + line * 64);
+    for (int b = 0; b * 16 < keys_seen; b++)
+      for (int64_t s = 0; s < steps; s++) {
+        const B keys = load_bytes(page.base + (b * steps + s) * 64);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) scores[m][b] = dot4(scores[m][b], keys, four_bytes(rows[m].query + s * 4));
+      }
+    return;
+  }
   for (int64_t s = 0; s < steps; s++) {
     B keys[4];
 #pragma GCC unroll 4
@@ -68,56 +81,72 @@ struct RoundedWeights {
   int32_t start;  // -128 * sum of the integers
 };
 
-inline void page_weights(const IntegerPage& page, const IntegerRow& row, int64_t first_key, const I (&scores)[4],
+// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
+// result is their sum, lane by lane.
+inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
+  if (seen.count() < kPageKeys) {
+    float kept[kPageKeys];
+    for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
+    fill_unseen(kept, seen, kLowest);
+    for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
+  }
+  const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
+  partial.largest = std::max(partial.largest, largest(top));
+  const F peak = all(partial.largest);
+  F total = zero();
+  for (int b = 0; b < 4; b++) {
+    lines[b] = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
+    total = add(total, lines[b]);
+  }
+  return total;
+}
+
+// Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a
+// weight is: the factor shows it.
+inline float round_weights(const F (&lines)[4], int8_t* integers, float& factor) {
+  const float most = largest(max(max(lines[0], lines[1]), max(lines[2], lines[3])));
+  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+  F added = zero();
+  for (int b = 0; b < 4; b++) {
+    const F rounded = round(mul(lines[b], inverse));
+    added = add(added, rounded);
+    store_i8(integers + 16 * b, to_int(rounded));
+  }
+  const float sum_of_integers = sum(added);
+  factor = most / 127.0f + sum_of_integers * 0.0f;
+  return sum_of_integers;
+}
+
+template <class View>
+inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, int64_t first_key, const I (&scores)[4],
                          Partial& partial, RoundedWeights& out) {
-  const int64_t seen = std::min(kPageKeys, row.visible - first_key);
-  if (seen <= 0) {
+  const Seen seen = row.view.seen(first_key);
+  if (seen.count() <= 0) {
     std::memset(out.integers, 0, sizeof out.integers);
     out.factor = out.total = 0;
     out.start = 0;
     return;
   }
   F lines[4];
-  for (int b = 0; b < 4; b++) lines[b] = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
-  if (seen < kPageKeys) {
-    float kept[kPageKeys];
-    for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[b]);
-    std::fill(kept + seen, kept + kPageKeys, kLowest);
-    for (int b = 0; b < 4; b++) lines[b] = load(kept + 16 * b);
-  }
-  const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
-  partial.largest = std::max(partial.largest, largest(top));
-  const F peak = all(partial.largest);
-  F total = zero(), greatest = zero();
   for (int b = 0; b < 4; b++) {
-    const F weight = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
-    total = add(total, weight);
-    lines[b] = mul(weight, load(page.value_scales() + 16 * b));
-    greatest = max(greatest, lines[b]);
+    const F product = mul(to_float(scores[b]), mul(all(row.scale), load(page.key_scales() + 16 * b)));
+    lines[b] = row.view.score(product, first_key + 16 * b);
   }
-  const float most = largest(greatest);
-  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
-  F added = zero();
-  for (int b = 0; b < 4; b++) {
-    const F rounded = round(mul(lines[b], inverse));
-    added = add(added, rounded);
-    store_i8(out.integers + 16 * b, to_int(rounded));
-  }
-  const float sum_of_integers = sum(added);  // NaN where a value scale is: the factor shows it
-  out.total = sum(total);
-  out.factor = most / 127.0f + sum_of_integers * 0.0f;
-  out.start = sum_of_integers == sum_of_integers ? -128 * int32_t(sum_of_integers) : 0;
+  out.total = sum(running_weights(seen, lines, partial));
+  for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], load(page.value_scales() + 16 * b));
+  const float integers = round_weights(lines, out.integers, out.factor);
+  out.start = integers == integers ? -128 * int32_t(integers) : 0;
 }
 
 // Adds the page's weighted values to the sums of M rows, NB blocks of 16 dimensions from `block` on.
 template <int M, int NB, bool Ahead>
-inline void page_values(const IntegerPage& page, int64_t block, const RoundedWeights* weights, const float* fades, Partial* partials) {
+inline void page_values(const IntegerPage& page, int64_t keys_seen, int64_t block, const RoundedWeights* weights, const float* fades, Partial* partials) {
   const int64_t blocks = page.head_dim / 16;
   I sums[M][NB];
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++)
     for (int b = 0; b < NB; b++) sums[m][b] = all(weights[m].start);
-  for (int64_t quad = 0; quad < kPageKeys / 4; quad++) {
+  for (int64_t quad = 0; quad * 4 < keys_seen; quad++) {
     B values[NB];
 #pragma GCC unroll 4
     for (int b = 0; b < NB; b++) {
@@ -141,10 +170,12 @@ inline void page_values(const IntegerPage& page, int64_t block, const RoundedWei
     }
 }
 
-template <int M, bool Ahead>
-void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, Partial* partials) {
+template <int M, bool Ahead, class View>
+void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, Partial* partials) {
+  int64_t keys_seen = 0;  // up to the last that any row sees: the weights of others are 0
+  for (int m = 0; m < M; m++) keys_seen = std::max(keys_seen, rows[m].view.seen(first_key).end);
   I scores[M][4];
-  page_scores<M, Ahead>(page, rows, scores);
+  page_scores<M, Ahead>(page, rows, keys_seen, scores);
   RoundedWeights weights[M];
   float before[16] = {}, after[16] = {}, fades[16];
   for (int m = 0; m < M; m++) {
@@ -157,12 +188,12 @@ void add_page_int8(const IntegerPage& page, int64_t first_key, const IntegerRow*
   for (int m = 0; m < M; m++) partials[m].weight = partials[m].weight * fades[m] + weights[m].total;
   const int64_t blocks = page.head_dim / 16;
   int64_t block = 0;
-  for (; block + 4 <= blocks; block += 4) page_values<M, 4, Ahead>(page, block, weights, fades, partials);
-  for (; block < blocks; block++) page_values<M, 1, Ahead>(page, block, weights, fades, partials);
+  for (; block + 4 <= blocks; block += 4) page_values<M, 4, Ahead>(page, keys_seen, block, weights, fades, partials);
+  for (; block < blocks; block++) page_values<M, 1, Ahead>(page, keys_seen, block, weights, fades, partials);
 }
 
-template <bool Ahead>
-void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow* rows, int64_t count, Partial* partials) {
+template <bool Ahead, class View>
+void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, int64_t count, Partial* partials) {
   for (int64_t r = 0; r < count; r += 6) {
     switch (std::min<int64_t>(6, count - r)) {
       case 1: add_page_int8<1, Ahead>(page, first_key, rows + r, partials + r); break;
@@ -175,33 +206,40 @@ void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow*
   }
 }
 
-// Queries rounded, for one task: `values` holds their integers.
+template <class View>
+void add_rows_int8(const IntegerPage& page, int64_t first_key, const IntegerRow<View>* rows, int64_t count, Partial* partials) {
+  if (count <= 6) {
+    add_rows_int8<true>(page, first_key, rows, count, partials);
+  } else {
+    add_rows_int8<false>(page, first_key, rows, count, partials);
+  }
+}
+
+inline float sum_of(const int8_t* values, int64_t count) {
+  F total = zero();
+  for (int64_t d = 0; d < count; d += 16) total = add(total, load_i8(values + d));  // whole numbers: exact
+  return sum(total);
+}
+
+// Queries rounded, for one task: `values` holds their integers, `sums` those of groups of dimensions.
+template <class View>
 struct IntegerRows {
   std::vector<int8_t> values;
-  std::vector<IntegerRow> rows;
+  std::vector<float> sums;
+  std::vector<IntegerRow<View>> rows;
 };
 
-IntegerRows rounded_queries(const QueryRow* queries, int64_t count, int64_t head_dim, float scale) {
-  IntegerRows out{std::vector<int8_t>(count * head_dim), std::vector<IntegerRow>(count)};
+template <class View>
+IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, int64_t groups, float scale) {
+  IntegerRows<View> out{std::vector<int8_t>(count * head_dim), std::vector<float>(count * groups), std::vector<IntegerRow<View>>(count)};
   for (int64_t r = 0; r < count; r++) {
     int8_t* values = out.values.data() + r * head_dim;
     float own;
     int32_t total;
     quantise(queries[r].query, head_dim, values, &own, &total);
-    out.rows[r] = {values, own * scale, -128 * total, queries[r].visible};
+    float* sums = out.sums.data() + r * groups;
+    for (int64_t g = 0; g < groups; g++) sums[g] = sum_of(values + g * (head_dim / groups), head_dim / groups);
+    out.rows[r] = {values, own * scale, -128 * total, sums, queries[r].view};
   }
   return out;
-}
-
-void add_pages_int8(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t page_begin, int64_t page_end,
-                    const IntegerRow* rows, int64_t count, Partial* partials) {
-  const auto base = [&](int64_t p) { return a.pages[p] + a.layer * layout.layer_bytes + head * layout.head_bytes; };
-  for (int64_t p = page_begin; p < page_end; p++) {
-    const IntegerPage page{base(p), base(p + 1 < page_end ? p + 1 : p), layout.head_dim};
-    if (count <= 6) {
-      add_rows_int8<true>(page, p * kPageKeys, rows, count, partials);
-    } else {
-      add_rows_int8<false>(page, p * kPageKeys, rows, count, partials);
-    }
-  }
 }

@@ -4,6 +4,9 @@
 namespace fourbee {
 namespace {
 
+using Variants = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using Triples = nb::ndarray<const int64_t, nb::numpy, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
+
 void rotate_heads(InHeads x, InVector norm, float eps, InRows cos, InRows sin, Heads out) {
   const int64_t rows = int64_t(x.shape(0)), head_dim = int64_t(x.shape(2));
   require(head_dim % 2 == 0, "head_dim: expected an even number");
@@ -19,24 +22,69 @@ void rotate_heads(InHeads x, InVector norm, float eps, InRows cos, InRows sin, H
   rotate_rows(rotation, rows);
 }
 
-// Causal attention of one layer; the sequences as in `sequences_of`.
-void attend(KvPool& pool, int64_t layer, InHeads query, InHeads key, InHeads value, Integers counts, Integers starts,
-            Integers page_offsets, Integers pages, Heads out) {
+void check_heads(const KvPool& pool, int64_t layer, int64_t query_heads, int64_t query_width, const InHeads& key, const InHeads& value,
+                 const Heads& out, int64_t rows) {
   const PageLayout& layout = pool.layout();
-  const int64_t rows = int64_t(query.shape(0)), query_heads = int64_t(query.shape(1)), width = layout.head_dim;
   require(layer >= 0 && layer < pool.layers(), "layer " + std::to_string(layer) + ": the pages have " + std::to_string(pool.layers()));
-  require_equal("head_dim of the query", int64_t(query.shape(2)), width);
+  require_equal("head_dim of the query", query_width, layout.head_dim);
   require(query_heads > 0 && query_heads % layout.heads == 0, "query heads: expected a multiple of the key-value heads");
   for (const InHeads* one : {&key, &value}) {
     require_equal("rows of keys and values", int64_t(one->shape(0)), rows);
     require_equal("heads of keys and values", int64_t(one->shape(1)), layout.heads);
-    require_equal("head_dim of keys and values", int64_t(one->shape(2)), width);
+    require_equal("head_dim of keys and values", int64_t(one->shape(2)), layout.head_dim);
   }
-  for (int i = 0; i < 3; i++) require_equal("shape of out", int64_t(out.shape(i)), int64_t(query.shape(i)));
+  const int64_t shape[] = {rows, query_heads, query_width};
+  for (int i = 0; i < 3; i++) require_equal("shape of out", int64_t(out.shape(i)), shape[i]);
+}
+
+// Causal attention of one layer; the sequences as in `sequences_of`.
+void attend(KvPool& pool, int64_t layer, InHeads query, InHeads key, InHeads value, Integers counts, Integers starts,
+            Integers page_offsets, Integers pages, Heads out) {
+  const int64_t rows = int64_t(query.shape(0)), query_heads = int64_t(query.shape(1));
+  check_heads(pool, layer, query_heads, int64_t(query.shape(2)), key, value, out, rows);
   const Sequences sequences = sequences_of(pool, rows, counts, starts, page_offsets, pages);
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
-  attend_rows(layout, sequences, layer, query_heads, query.data(), key.data(), value.data(), out.data());
+  attend_rows(pool.layout(), sequences, layer, query_heads, query.data(), key.data(), value.data(), out.data());
+}
+
+// Spans of a sequence's rows, checked: kernels read keys and queries where they point.
+void add_spans(Sequences& sequences, size_t s, int64_t first, const Integers& offsets, const Triples& spans) {
+  const int64_t count = sequences.counts[s], start = sequences.starts[s];
+  const bool plain = offsets(first) == offsets(first + count);
+  for (int64_t row = 0; row < count; row++) {
+    const int64_t begin = offsets(first + row), end = offsets(first + row + 1);
+    require(begin >= 0 && begin <= end && end <= int64_t(spans.shape(0)), "span_offsets: out of range");
+    require(plain || begin < end, "spans: expected some for every row of a sequence, or for none");
+    int64_t before = 0;
+    for (int64_t i = begin; i < end; i++) {
+      const Span span{spans(i, 0), spans(i, 1), spans(i, 2)};
+      require(span.begin >= before && span.begin < span.end && span.end <= start + row + 1,
+              "spans: expected ascending ranges up to the row itself");
+      require(span.variant >= 0 && span.variant < sequences.variants, "spans: a variant that the query does not have");
+      before = span.end;
+    }
+  }
+}
+
+// The same over spans of keys: `query` has variants, `spans` a begin, an end and a variant each. `slopes` may be empty.
+void attend_spans(KvPool& pool, int64_t layer, Variants query, InHeads key, InHeads value, Integers counts, Integers starts,
+                  Integers page_offsets, Integers pages, Integers span_offsets, Triples spans, InVector slopes, Heads out) {
+  const int64_t rows = int64_t(query.shape(1)), query_heads = int64_t(query.shape(2));
+  require(query.shape(0) > 0, "query: expected a variant");
+  check_heads(pool, layer, query_heads, int64_t(query.shape(3)), key, value, out, rows);
+  Sequences sequences = sequences_of(pool, rows, counts, starts, page_offsets, pages);
+  require_equal("span_offsets", int64_t(span_offsets.shape(0)), rows + 1);
+  require(slopes.shape(0) == 0 || int64_t(slopes.shape(0)) == query_heads, "slopes: expected one for each query head");
+  sequences.variants = int64_t(query.shape(0));
+  int64_t first = 0;
+  for (size_t s = 0; s < sequences.counts.size(); first += sequences.counts[s++]) add_spans(sequences, s, first, span_offsets, spans);
+  sequences.span_offsets.assign(span_offsets.data(), span_offsets.data() + rows + 1);
+  for (size_t i = 0; i < spans.shape(0); i++) sequences.spans.push_back({spans(i, 0), spans(i, 1), spans(i, 2)});
+  sequences.slopes.assign(slopes.data(), slopes.data() + slopes.shape(0));
+  nb::gil_scoped_release release;
+  std::lock_guard lock(machine().busy);
+  attend_rows(pool.layout(), sequences, layer, query_heads, query.data(), key.data(), value.data(), out.data());
 }
 
 }  // namespace
@@ -67,7 +115,6 @@ void bind_attention(nb::module_& module) {
       .def("__init__", [](KvPool* self, int64_t layers, int64_t heads, int64_t head_dim, const std::string& kind) {
         require(layers > 0 && layers <= 4096 && heads > 0 && heads <= 4096, "layers and heads: expected from 1 to 4096");
         require(head_dim > 0 && head_dim <= 4096 && head_dim % 16 == 0, "head_dim: expected a multiple of 16");
-        require(kind != "int4", "kind = 'int4': expected one of f32, bf16, int8");
         new (self) KvPool(layers, heads, head_dim, kind_named(kind));
       }, nb::arg("layers"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("kind"))
       .def("allocate", &KvPool::allocate)
@@ -78,6 +125,9 @@ void bind_attention(nb::module_& module) {
   module.def("rotate_heads", &rotate_heads, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"));
   module.def("attend", &attend, nb::arg("pool"), nb::arg("layer"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
              nb::arg("counts"), nb::arg("starts"), nb::arg("page_offsets"), nb::arg("pages"), nb::arg("out"));
+  module.def("attend_spans", &attend_spans, nb::arg("pool"), nb::arg("layer"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
+             nb::arg("counts"), nb::arg("starts"), nb::arg("page_offsets"), nb::arg("pages"), nb::arg("span_offsets"),
+             nb::arg("spans"), nb::arg("slopes"), nb::arg("out"));
 }
 
 }  // namespace fourbee

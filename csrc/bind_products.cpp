@@ -27,15 +27,51 @@ void check_product(const PackedWeights& weights, const InRows& x, const Rows& ou
   require_equal("columns of out", int64_t(out.shape(1)), weights.matrix().rows);
 }
 
-void linear(const PackedWeights& weights, InRows x, Rows out, bool add) {
+// An adapter's two matrices and its rows, over memory that Python owns.
+class Adapter {
+ public:
+  Adapter(Integers rows, const PackedWeights& down, const PackedWeights& up) : rows_(rows), down_(&down.matrix()), up_(&up.matrix()) {
+    require_equal("columns of up", up_->columns, down_->rows);
+    for (size_t i = 0; i < rows.shape(0); i++)
+      require(rows(i) >= 0 && (i == 0 || rows(i) > rows(i - 1)), "rows: expected ascending numbers from 0");
+  }
+  LowRank over(int64_t rows, int64_t columns, int64_t width) const {
+    const int64_t count = int64_t(rows_.shape(0));
+    require(count == 0 || rows_(size_t(count - 1)) < rows, "rows: there are " + std::to_string(rows));
+    require_equal("columns of down", down_->columns, columns);
+    require_equal("rows of up", up_->rows, width);
+    return {down_, up_, rows_.data(), count};
+  }
+
+ private:
+  Integers rows_;
+  const Matrix *down_, *up_;
+};
+
+using Adapters = std::vector<const Adapter*>;
+
+// `deltas` has one entry for each product, or none.
+std::vector<Delta> deltas_of(const std::vector<Adapters>& deltas, const std::vector<const Matrix*>& matrices, int64_t rows) {
+  std::vector<Delta> made(matrices.size());
+  if (deltas.empty()) return made;
+  require_equal("deltas", int64_t(deltas.size()), int64_t(matrices.size()));
+  for (size_t i = 0; i < deltas.size(); i++)
+    for (const Adapter* one : deltas[i]) made[i].push_back(one->over(rows, matrices[i]->columns, matrices[i]->rows));
+  return made;
+}
+
+void linear(const PackedWeights& weights, InRows x, Rows out, bool add, const Adapters& delta) {
   check_product(weights, x, out);
+  const std::vector<Delta> deltas = deltas_of({delta}, {&weights.matrix()}, int64_t(x.shape(0)));
   if (x.shape(0) == 0) return;
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
   linear_rows(weights.matrix(), x.data(), int64_t(x.shape(0)), out.data(), add);
+  add_delta({x.data()}, deltas[0], out.data());
 }
 
-void norm_linear(InRows x, InVector norm, float eps, const std::vector<const PackedWeights*>& weights, const std::vector<Rows>& outs) {
+void norm_linear(InRows x, InVector norm, float eps, const std::vector<const PackedWeights*>& weights, const std::vector<Rows>& outs,
+                 const std::vector<Adapters>& adapters) {
   require_equal("outs", int64_t(outs.size()), int64_t(weights.size()));
   require_equal("norm", int64_t(norm.shape(0)), int64_t(x.shape(1)));
   std::vector<const Matrix*> matrices;
@@ -45,19 +81,24 @@ void norm_linear(InRows x, InVector norm, float eps, const std::vector<const Pac
     matrices.push_back(&weights[i]->matrix());
     targets.push_back(outs[i].data());
   }
+  const std::vector<Delta> deltas = deltas_of(adapters, matrices, int64_t(x.shape(0)));
   if (x.shape(0) == 0) return;
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
-  norm_linear_rows({x.data(), nullptr, norm.data(), eps}, int64_t(x.shape(0)), matrices.data(), targets.data(), matrices.size());
+  const Source source{x.data(), nullptr, norm.data(), eps};
+  norm_linear_rows(source, int64_t(x.shape(0)), matrices.data(), targets.data(), matrices.size());
+  for (size_t i = 0; i < targets.size(); i++) add_delta(source, deltas[i], targets[i]);
 }
 
-void gated_mlp(Rows residual, InVector norm, float eps, const PackedWeights& gate, const PackedWeights& up, const PackedWeights& down) {
+void gated_mlp(Rows residual, InVector norm, float eps, const PackedWeights& gate, const PackedWeights& up, const PackedWeights& down,
+               const std::vector<Adapters>& adapters) {
   require_equal("norm", int64_t(norm.shape(0)), int64_t(residual.shape(1)));
   check_mlp(gate.matrix(), up.matrix(), down.matrix(), int64_t(residual.shape(1)));
+  const std::vector<Delta> deltas = deltas_of(adapters, {&gate.matrix(), &up.matrix(), &down.matrix()}, int64_t(residual.shape(0)));
   if (residual.shape(0) == 0) return;
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
-  gated_mlp_rows(residual.data(), int64_t(residual.shape(0)), norm.data(), eps, gate.matrix(), up.matrix(), down.matrix());
+  gated_mlp_rows(residual.data(), int64_t(residual.shape(0)), norm.data(), eps, gate.matrix(), up.matrix(), down.matrix(), deltas.data());
 }
 
 void norm_of(InRows x, InVector norm, float eps, Rows out) {
@@ -83,10 +124,15 @@ void bind_products(nb::module_& module) {
   nb::class_<PackedWeights>(module, "PackedWeights")
       .def(nb::init<const std::string&, int64_t, int64_t, int64_t, bool, Bytes>(), nb::arg("kind"), nb::arg("rows"),
            nb::arg("columns"), nb::arg("group"), nb::arg("rotated"), nb::arg("data"));
+  nb::class_<Adapter>(module, "Adapter")
+      .def(nb::init<Integers, const PackedWeights&, const PackedWeights&>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+           nb::arg("rows"), nb::arg("down"), nb::arg("up"));
   module.def("pack", &pack, nb::arg("kind"), nb::arg("group"), nb::arg("rotated"), nb::arg("rows"), nb::arg("data"));
-  module.def("linear", &linear, nb::arg("weights"), nb::arg("x"), nb::arg("out"), nb::arg("add"));
-  module.def("norm_linear", &norm_linear, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("weights"), nb::arg("outs"));
-  module.def("gated_mlp", &gated_mlp, nb::arg("residual"), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"), nb::arg("down"));
+  module.def("linear", &linear, nb::arg("weights"), nb::arg("x"), nb::arg("out"), nb::arg("add"), nb::arg("delta") = Adapters());
+  module.def("norm_linear", &norm_linear, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("weights"), nb::arg("outs"),
+             nb::arg("deltas") = std::vector<Adapters>());
+  module.def("gated_mlp", &gated_mlp, nb::arg("residual"), nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("up"), nb::arg("down"),
+             nb::arg("deltas") = std::vector<Adapters>());
   module.def("norm", &norm_of, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("out"));
   module.def("unpack_rows", &unpack_rows, nb::arg("weights"), nb::arg("rows"), nb::arg("out"));
 }

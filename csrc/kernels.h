@@ -67,10 +67,17 @@ struct HeadRotation {
 
 // One layer of the pages: page p of a sequence starts at bases[p].
 struct PageLayout {
-  Kind kind;  // f32, bf16 or int8
+  Kind kind;  // f32, bf16, int8 or int4
   int64_t heads, head_dim;
+  int64_t group;        // dimensions of a head that share a scale and a minimum; 0 where kind is not int4
   int64_t head_bytes;   // keys and values of one head in one layer of a page
   int64_t layer_bytes;  // of all heads
+  int64_t groups() const { return group ? head_dim / group : 0; }
+};
+
+// Keys [begin, end) of a sequence, scored with one variant of the query.
+struct Span {
+  int64_t begin, end, variant;
 };
 
 struct AttentionRows {
@@ -80,6 +87,12 @@ struct AttentionRows {
   int64_t start;        // position of the first row
   int64_t count, query_heads, layer;
   float scale;
+  // Of row i the spans from span_offsets[i] to span_offsets[i + 1]: ascending, disjoint, none empty. Null where every
+  // row sees all keys up to its own.
+  const int64_t* span_offsets = nullptr;
+  const Span* spans = nullptr;
+  const float* slopes = nullptr;  // ALiBi's, a query head each; null for none
+  int64_t variants = 1, variant_size = 0;  // floats from one variant of the query to the next
 };
 
 // The softmax-weighted sum over some keys, not yet divided: largest score, weights' sum, sum [K].

@@ -15,13 +15,20 @@ namespace {
 // eighth of the bandwidth.
 constexpr int64_t kSlabBytes = int64_t(32) << 20;
 
-int64_t element_bytes(Kind kind) { return kind == Kind::f32 ? 4 : kind == Kind::bf16 ? 2 : 1; }
+// Keys and values of one head in one layer of a page.
+int64_t head_bytes(Kind kind, int64_t head_dim, int64_t group) {
+  const int64_t numbers = 2 * kPageKeys * head_dim, rows = 2 * kPageKeys;
+  if (kind == Kind::int8) return numbers + rows * 4;                          // a float32 scale each
+  if (kind == Kind::int4) return numbers / 2 + rows * (head_dim / group) * 4;  // a float16 scale and minimum a group
+  return numbers * (kind == Kind::f32 ? 4 : 2);
+}
 
 }  // namespace
 
 KvPool::KvPool(int64_t layers, int64_t heads, int64_t head_dim, Kind kind) : layers_(layers) {
-  const int64_t scales = kind == Kind::int8 ? 2 * kPageKeys * 4 : 0;
-  layout_ = {kind, heads, head_dim, 2 * kPageKeys * head_dim * element_bytes(kind) + scales, 0};
+  int64_t group = kind == Kind::int4 ? 64 : 0;
+  while (group && head_dim % group) group /= 2;  // down to 16
+  layout_ = {kind, heads, head_dim, group, head_bytes(kind, head_dim, group), 0};
   layout_.layer_bytes = heads * layout_.head_bytes;
   page_bytes_ = layers * layout_.layer_bytes;
   slab_pages_ = std::max<int64_t>(1, kSlabBytes / page_bytes_);

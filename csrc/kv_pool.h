@@ -10,7 +10,8 @@ namespace fourbee {
 
 class KvPool {
  public:
-  // `kind`: f32, bf16 or int8 (with a scale for each position and head).
+  // `kind`: f32, bf16, int8 (with a scale for each position and head) or int4 (a scale and a minimum for each 64 of
+  // its dimensions, 32 or 16 where 64 do not divide them).
   KvPool(int64_t layers, int64_t heads, int64_t head_dim, Kind kind);
   ~KvPool();
   KvPool(const KvPool&) = delete;

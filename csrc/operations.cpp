@@ -27,6 +27,35 @@ struct AttentionTask {
 // Rows of a prompt that share the reading of its keys.
 constexpr int64_t kRowTile = 32;
 
+// Splits of the keys that a single row sees, in order.
+std::vector<int64_t> splits_seen(const AttentionRows& rows) {
+  std::vector<int64_t> seen;
+  const auto add = [&seen](int64_t begin, int64_t end) {
+    for (int64_t split = std::max(begin / kSplitKeys, seen.empty() ? 0 : seen.back() + 1); split * kSplitKeys < end; split++)
+      seen.push_back(split);
+  };
+  if (!rows.spans) add(0, rows.start + 1);
+  for (int64_t i = 0; rows.spans && i < rows.span_offsets[1] - rows.span_offsets[0]; i++) {
+    const Span& span = rows.spans[rows.span_offsets[0] + i];
+    add(span.begin, span.end);
+  }
+  return seen;
+}
+
+// The rows of one sequence, the first of them the step's row `first`.
+AttentionRows rows_of(const Sequences& sequences, size_t s, int64_t first, int64_t all_rows, int64_t row_size) {
+  AttentionRows rows{};
+  rows.pages = sequences.pages.data() + sequences.offsets[s];
+  rows.start = sequences.starts[s], rows.count = sequences.counts[s];
+  if (sequences.span_offsets.empty()) return rows;
+  const int64_t* offsets = sequences.span_offsets.data() + first;
+  if (offsets[0] == offsets[rows.count]) return rows;
+  rows.span_offsets = offsets, rows.spans = sequences.spans.data();
+  rows.slopes = sequences.slopes.empty() ? nullptr : sequences.slopes.data();
+  rows.variants = sequences.variants, rows.variant_size = all_rows * row_size;
+  return rows;
+}
+
 }  // namespace
 
 Inputs prepared(const Source& source, int64_t rows, const Matrix& matrix) {
@@ -71,15 +100,37 @@ void norm_linear_rows(const Source& source, int64_t rows, const Matrix* const* m
   }
 }
 
-void gated_mlp_rows(float* residual, int64_t rows, const float* norm, float eps, const Matrix& gate, const Matrix& up, const Matrix& down) {
+void add_delta(const Source& source, const Delta& delta, float* out) {
+  Machine& m = machine();
+  for (const LowRank& one : delta) {
+    const int64_t columns = one.down->columns, width = one.up->rows;
+    m.adapted.resize(std::max(m.adapted.size(), size_t(one.count * (2 * columns + one.down->rows + width))));
+    float *x = m.adapted.data(), *gated = x + one.count * columns, *middle = gated + one.count * columns;
+    float* added = middle + one.count * one.down->rows;
+    for (int64_t i = 0; i < one.count; i++) {
+      std::copy_n(source.x + one.rows[i] * columns, columns, x + i * columns);
+      if (source.gated) std::copy_n(source.gated + one.rows[i] * columns, columns, gated + i * columns);
+    }
+    const Source taken{x, source.gated ? gated : nullptr, source.norm, source.eps};
+    multiply(*one.down, prepared(taken, one.count, *one.down), middle, false);
+    multiply(*one.up, prepared({middle}, one.count, *one.up), added, false);
+    for (int64_t i = 0; i < one.count; i++)
+      for (int64_t n = 0; n < width; n++) out[one.rows[i] * width + n] += added[i * width + n];
+  }
+}
+
+void gated_mlp_rows(float* residual, int64_t rows, const float* norm, float eps, const Matrix& gate, const Matrix& up, const Matrix& down,
+                    const Delta* deltas) {
   Machine& m = machine();
   m.gate.resize(std::max(m.gate.size(), size_t(rows * gate.rows)));
   m.up.resize(std::max(m.up.size(), size_t(rows * gate.rows)));
   const Matrix* two[] = {&gate, &up};
   float* outs[] = {m.gate.data(), m.up.data()};
-  norm_linear_rows({residual, nullptr, norm, eps}, rows, two, outs, 2);
-  const Inputs inputs = prepared({m.gate.data(), m.up.data()}, rows, down);
-  multiply(down, inputs, residual, true);
+  const Source normed{residual, nullptr, norm, eps}, activated{m.gate.data(), m.up.data()};
+  norm_linear_rows(normed, rows, two, outs, 2);
+  for (int i = 0; deltas && i < 2; i++) add_delta(normed, deltas[i], outs[i]);
+  multiply(down, prepared(activated, rows, down), residual, true);
+  if (deltas) add_delta(activated, deltas[2], residual);
 }
 
 void rotate_rows(const HeadRotation& rotation, int64_t rows) {
@@ -91,20 +142,24 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   Machine& m = machine();
   const int64_t width = layout.head_dim, group = query_heads / layout.heads;
   std::vector<AttentionRows> parts;
+  std::vector<std::vector<int64_t>> splits;  // of single rows
   size_t needed = 0;
-  int64_t first = 0;
+  int64_t first = 0, all_rows = 0;
+  for (const int64_t count : sequences.counts) all_rows += count;
   for (size_t s = 0; s < sequences.counts.size(); s++) {
-    const int64_t count = sequences.counts[s], start = sequences.starts[s], at = first * query_heads * width;
-    uint8_t* const* pages = sequences.pages.data() + sequences.offsets[s];
-    parts.push_back({query + at, out + at, pages, start, count, query_heads, layer, 1.0f / std::sqrt(float(width))});
-    if (count == 1) needed += size_t(layout.heads * ((start + kSplitKeys) / kSplitKeys) * group);
-    share(count, 16, [&](int64_t begin, int64_t end) {
+    AttentionRows part = rows_of(sequences, s, first, all_rows, query_heads * width);
+    part.query = query + first * query_heads * width, part.out = out + first * query_heads * width;
+    part.query_heads = query_heads, part.layer = layer, part.scale = 1.0f / std::sqrt(float(width));
+    parts.push_back(part);
+    splits.push_back(part.count == 1 ? splits_seen(part) : std::vector<int64_t>());
+    needed += splits.back().size() * size_t(layout.heads * group);
+    share(part.count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
         const int64_t from = (first + row) * layout.heads * width;
-        m.kernels->store_keys(layout, pages, layer, start + row, key + from, value + from);
+        m.kernels->store_keys(layout, part.pages, layer, part.start + row, key + from, value + from);
       }
     });
-    first += count;
+    first += part.count;
   }
 
   m.partials.resize(std::max(m.partials.size(), needed));
@@ -112,12 +167,16 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   for (size_t i = 0; i < needed; i++) m.partials[i].sum = m.partial_sums.data() + i * size_t(width);
   std::vector<AttentionTask> tasks, joins;
   Partial* next = m.partials.data();
-  for (const AttentionRows& part : parts)
+  for (size_t s = 0; s < parts.size(); s++)
     for (int64_t head = 0; head < layout.heads; head++) {
+      const AttentionRows& part = parts[s];
       if (part.count == 1) {
-        const int64_t splits = (part.start + kSplitKeys) / kSplitKeys;
-        joins.push_back({&part, head, 0, 1, 0, splits, next});
-        for (int64_t split = 0; split < splits; split++, next += group) tasks.push_back({&part, head, 0, 1, split, splits, next});
+        const int64_t count = int64_t(splits[s].size());
+        joins.push_back({&part, head, 0, 1, 0, count, next});
+        for (const int64_t split : splits[s]) {
+          tasks.push_back({&part, head, 0, 1, split, count, next});
+          next += group;
+        }
       } else {
         for (int64_t row = 0; row < part.count; row += kRowTile)
           tasks.push_back({&part, head, row, std::min(part.count, row + kRowTile), 0, 0, nullptr});

@@ -21,7 +21,8 @@ from fourbee.engine.request import Request
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
-from fourbee.kernels.native_attention import PAGE_KEYS, NativeCache
+from fourbee.kernels.attention_pattern import PAGE_KEYS
+from fourbee.kernels.native_attention import NativeCache
 from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.model.hub import resolve_model
 from fourbee.model.qwen3 import Qwen3Weights

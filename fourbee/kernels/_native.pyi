@@ -38,9 +38,20 @@ class KvPool:
 def pack(
     kind: str, group: int, rotated: bool, rows: Floats, data: npt.NDArray[np.uint8]
 ) -> None: ...
-def linear(weights: PackedWeights, x: Floats, out: Floats, add: bool) -> None: ...
+
+class Adapter:
+    def __init__(self, rows: Integers, down: PackedWeights, up: PackedWeights) -> None: ...
+
+def linear(
+    weights: PackedWeights, x: Floats, out: Floats, add: bool, delta: Sequence[Adapter] = ...
+) -> None: ...
 def norm_linear(
-    x: Floats, norm: Floats, eps: float, weights: Sequence[PackedWeights], outs: Sequence[Floats]
+    x: Floats,
+    norm: Floats,
+    eps: float,
+    weights: Sequence[PackedWeights],
+    outs: Sequence[Floats],
+    deltas: Sequence[Sequence[Adapter]] = ...,
 ) -> None: ...
 def gated_mlp(
     residual: Floats,
@@ -49,6 +60,7 @@ def gated_mlp(
     gate: PackedWeights,
     up: PackedWeights,
     down: PackedWeights,
+    deltas: Sequence[Sequence[Adapter]] = ...,
 ) -> None: ...
 def norm(x: Floats, norm: Floats, eps: float, out: Floats) -> None: ...
 def unpack_rows(weights: PackedWeights, rows: Integers, out: Floats) -> None: ...
@@ -97,6 +109,21 @@ def score_targets(
     top_ids: Integers,
     top_logprobs: Floats,
     finite: Flags,
+) -> None: ...
+def attend_spans(
+    pool: KvPool,
+    layer: int,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    counts: Integers,
+    starts: Integers,
+    page_offsets: Integers,
+    pages: Integers,
+    span_offsets: Integers,
+    spans: Integers,
+    slopes: Floats,
+    out: Floats,
 ) -> None: ...
 
 class Plan:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fourbee.kernels import _native
+from fourbee.kernels.attention_pattern import PAGE_KEYS, AttentionPattern, Causal, step_spans
 from fourbee.kernels.operations import FloatArray, IntArray
 
-PAGE_KEYS = 64
+_NO_SLOPES = np.empty(0, dtype=np.float32)
 
 
 class NativeCache:
@@ -53,9 +54,18 @@ def _release(pool: _native.KvPool, pages: list[int]) -> None:
 
 
 class PagedAttention:
-    """Causal attention of one step: rows are, in order, `count` new positions of each cache."""
+    """Attention of one step: rows are, in order, `count` new positions of each cache.
 
-    def __init__(self, chunks: Sequence[tuple[NativeCache, int]]) -> None:
+    `patterns` is what each cache's rows see (all keys up to their own where it is None) and
+    `slopes` ALiBi's of the query heads. What is plain runs in kernels that know of neither.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[tuple[NativeCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> None:
         self._caches = tuple(cache for cache, _ in chunks)
         self._counts = np.array([count for _, count in chunks], dtype=np.int64)
         self._starts = np.array([cache.length for cache in self._caches], dtype=np.int64)
@@ -67,6 +77,18 @@ class PagedAttention:
             offsets.append(len(pages))
         self._pages = np.array(pages, dtype=np.int64)
         self._page_offsets = np.array(offsets, dtype=np.int64)
+        self._spans: tuple[IntArray, IntArray, FloatArray] | None = None
+        self._variants = 1
+        if patterns is not None or slopes is not None:
+            patterns = patterns or [Causal()] * len(chunks)
+            self._variants = max((pattern.variants for pattern in patterns), default=1)
+            spans = step_spans(patterns, self._starts, self._counts, explicit=slopes is not None)
+            self._spans = (*spans, _NO_SLOPES if slopes is None else slopes)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row sees all keys up to its own, and nothing depends on the distance."""
+        return self._spans is None
 
     @property
     def pool(self) -> _native.KvPool:
@@ -87,11 +109,19 @@ class PagedAttention:
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
     ) -> FloatArray:
         context_THK: FloatArray = np.empty_like(query_QTHK[0])
+        rows, num_heads, head_dim = context_THK.shape
         if not self._caches:
-            return context_THK.reshape(0, -1)
-        _native.attend(
-            self.pool, layer, query_QTHK[0], key_TGK, value_TGK, *self.sequences, context_THK
-        )
+            return context_THK.reshape(rows, num_heads * head_dim)
+        assert len(query_QTHK) >= self._variants, "a pattern names a variant of the query"
+        if self._spans is None:
+            _native.attend(
+                self.pool, layer, query_QTHK[0], key_TGK, value_TGK, *self.sequences, context_THK
+            )
+        else:
+            _native.attend_spans(
+                self.pool, layer, query_QTHK, key_TGK, value_TGK, *self.sequences, *self._spans,
+                context_THK,
+            )  # fmt: skip
         if layer == self._caches[0].layers - 1:
             self.advance()
-        return context_THK.reshape(len(context_THK), -1)
+        return context_THK.reshape(rows, num_heads * head_dim)

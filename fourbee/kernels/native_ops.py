@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels import _native, native_head
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.native_attention import NativeCache, PagedAttention
 from fourbee.kernels.native_plan import Plan
 from fourbee.kernels.numpy_ops import NumpyOperations, heads
@@ -27,6 +28,7 @@ from fourbee.kernels.operations import (
     HeadResult,
     IntArray,
     Linear,
+    LowRank,
     Network,
     Operations,
     Rotary,
@@ -110,6 +112,9 @@ class NativeOperations(NumpyOperations):
         kind, rotated = (packing.tables, False) if table else (packing.layers, packing.rotated)
         return self.from_packed(pack_natively(array, kind, GROUP, rotated))
 
+    def from_adapter(self, matrix: npt.NDArray[Any]) -> NativeMatrix:
+        return self.from_packed(pack_natively(matrix, "f32", 0, rotated=False))
+
     @property
     def keeps_formats(self) -> bool:
         return self.packing not in PACKINGS.values()  # --quantize is for all matrices
@@ -136,11 +141,11 @@ class NativeOperations(NumpyOperations):
         return out.reshape(x_TD.shape)
 
     def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: FloatArray | None = None
+        self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()
     ) -> FloatArray:
         out = np.empty((len(x_TD), linear.weight.shape[0]), dtype=np.float32)
-        _native.linear(linear.weight.weights, x_TD, out, add=False)
-        return out if delta is None else out + delta
+        _native.linear(linear.weight.weights, x_TD, out, False, _adapters(delta))
+        return out
 
     def norm_linear(
         self,
@@ -148,13 +153,11 @@ class NativeOperations(NumpyOperations):
         norm_D: FloatArray,
         eps: float,
         linears: Sequence[Linear],
-        deltas: Sequence[FloatArray | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> tuple[FloatArray, ...]:
         outs = [np.empty((len(x_TD), one.weight.shape[0]), dtype=np.float32) for one in linears]
-        _native.norm_linear(x_TD, norm_D, eps, [one.weight.weights for one in linears], outs)
-        for out, delta in zip(outs, deltas or (), strict=False):
-            if delta is not None:
-                out += delta
+        weights = [one.weight.weights for one in linears]
+        _native.norm_linear(x_TD, norm_D, eps, weights, outs, [*map(_adapters, deltas or ())])
         return tuple(outs)
 
     def qk_norm_rotary(
@@ -181,10 +184,10 @@ class NativeOperations(NumpyOperations):
         x_TN: FloatArray,
         linear: Linear,
         residual_TD: FloatArray,
-        delta: FloatArray | None = None,
+        delta: Sequence[LowRank] = (),
     ) -> FloatArray:
-        out = residual_TD.copy() if delta is None else residual_TD + delta
-        _native.linear(linear.weight.weights, x_TN, out, add=True)
+        out = residual_TD.copy()
+        _native.linear(linear.weight.weights, x_TN, out, True, _adapters(delta))
         return out
 
     def gated_mlp(
@@ -195,12 +198,10 @@ class NativeOperations(NumpyOperations):
         gate: Linear,
         up: Linear,
         down: Linear,
-        deltas: Sequence[FloatArray | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> FloatArray:
-        if deltas is not None:
-            return super().gated_mlp(residual_TD, norm_D, eps, gate, up, down, deltas)
         three = (gate.weight.weights, up.weight.weights, down.weight.weights)
-        _native.gated_mlp(residual_TD, norm_D, eps, *three)
+        _native.gated_mlp(residual_TD, norm_D, eps, *three, [*map(_adapters, deltas or ())])
         return residual_TD
 
     def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
@@ -214,8 +215,13 @@ class NativeOperations(NumpyOperations):
     def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        return PagedAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        return PagedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         weight = head.weight
@@ -261,6 +267,10 @@ def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: boo
     if not scales_finite(packed):
         raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
     return packed
+
+
+def _adapters(delta: Sequence[LowRank]) -> list[_native.Adapter]:
+    return [_native.Adapter(one.rows, one.down.weights, one.up.weights) for one in delta]
 
 
 def _own(cache: SequenceCache) -> NativeCache:

@@ -23,6 +23,7 @@ from fourbee.kernels.operations import (
     FloatArray,
     IntArray,
     Linear,
+    LowRank,
     Network,
     Operations,
     Rotary,
@@ -56,7 +57,11 @@ class Instruction:
 
 
 class Recorder:
-    """Operations that write themselves down; of `Operations` only what a network calls."""
+    """Operations that write themselves down; of `Operations` only what a network calls.
+
+    Adapters are refused: which rows take one changes from step to step, so that a network with
+    adapters runs operation by operation.
+    """
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
@@ -74,8 +79,10 @@ class Recorder:
         return self._note("norm", Slot(x_TD.width, x_TD.kept), x_TD, weight_D, eps)
 
     def norm_linear(
-        self, x_TD: Slot, norm_D: FloatArray, eps: float, linears: Sequence[Linear]
-    ) -> tuple[Slot, ...]:
+        self, x_TD: Slot, norm_D: FloatArray, eps: float, linears: Sequence[Linear],
+        deltas: Sequence[Sequence[LowRank]] | None = None,
+    ) -> tuple[Slot, ...]:  # fmt: skip
+        _refuse_adapters(deltas)
         outs = [Slot(one.weight.shape[0], x_TD.kept) for one in linears]
         weights = [one.weight.weights for one in linears]
         self.instructions.append(Instruction("norm_linear", (x_TD, norm_D, eps, weights, outs)))
@@ -96,14 +103,18 @@ class Recorder:
     def select_rows(self, x_TD: Slot, rows: Array) -> Slot:
         return self._note("select", Slot(x_TD.width, kept=True), x_TD)
 
-    def linear_residual(self, x_TN: Slot, linear: Linear, residual_TD: Slot) -> Slot:
+    def linear_residual(
+        self, x_TN: Slot, linear: Linear, residual_TD: Slot, delta: Sequence[LowRank] = ()
+    ) -> Slot:
+        _refuse_adapters([delta])
         out = Slot(residual_TD.width, x_TN.kept)
         return self._note("linear_residual", out, linear.weight.weights, x_TN, residual_TD)
 
     def gated_mlp(
         self, residual_TD: Slot, norm_D: FloatArray, eps: float, gate: Linear, up: Linear,
-        down: Linear,
+        down: Linear, deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> Slot:  # fmt: skip
+        _refuse_adapters(deltas)
         three = (one.weight.weights for one in (gate, up, down))
         self.instructions.append(Instruction("gated_mlp", (residual_TD, norm_D, eps, *three)))
         return residual_TD
@@ -111,6 +122,10 @@ class Recorder:
     def _note(self, method: str, out: Slot, *arguments: Any) -> Slot:
         self.instructions.append(Instruction(method, (*arguments, out)))
         return out
+
+
+def _refuse_adapters(deltas: Sequence[Sequence[LowRank]] | None) -> None:
+    assert not any(deltas or ()), "a recorded plan holds no adapters"
 
 
 class Plan:
@@ -121,7 +136,7 @@ class Plan:
         one_row: Any = np.zeros(1, dtype=np.int64)
         result: Any = network(recorder, one_row, one_row, recorder.attention, one_row)
         assert recorder.frequencies is not None, "a network rotates its queries and keys"
-        self._ops = ops
+        self._network, self._ops = network, ops
         self._frequencies = recorder.frequencies
         self._width = result.width
         # Native plans hold plain pointers: the weights and norms live as long as this does.
@@ -137,8 +152,14 @@ class Plan:
         attention: Attention,
         rows: IntArray,
     ) -> FloatArray:
-        """The result `[R, D]`; CapacityError when the step was aborted on its way."""
+        """The result `[R, D]`; CapacityError when the step was aborted on its way.
+
+        Plans hold plain causal attention: steps with patterns or slopes run operation by operation.
+        """
         assert isinstance(attention, PagedAttention) and ops is self._ops
+        if not attention.plain:
+            out: FloatArray = self._network(ops, token_ids, positions, attention, rows)
+            return out
         frequencies, scale = self._frequencies
         rotary = ops.rotary(frequencies, positions[None], scale)
         out = np.empty((len(rows), self._width), dtype=np.float32)

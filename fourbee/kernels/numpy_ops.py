@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.numpy_attention import NumpyAttention, NumpyCache
 from fourbee.kernels.numpy_sampling import score_targets, select_tokens
 from fourbee.kernels.operations import (
@@ -20,6 +21,7 @@ from fourbee.kernels.operations import (
     HeadResult,
     IntArray,
     Linear,
+    LowRank,
     Rotary,
     SequenceCache,
 )
@@ -31,6 +33,9 @@ class NumpyOperations:
 
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         return np.array(array, dtype=np.float32)
+
+    def from_adapter(self, matrix: npt.NDArray[Any]) -> Any:
+        return np.array(matrix, dtype=np.float32)
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         return np.array(array)
@@ -50,12 +55,14 @@ class NumpyOperations:
         return normed
 
     def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: FloatArray | None = None
+        self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()
     ) -> FloatArray:
-        """`x W^T + delta`, `[T, N]`; x is rotated first where the weight was."""
+        """`x W^T`, `[T, N]`, and adapters'; x is rotated first where the weight was."""
         x = hadamard_128(x_TD) if linear.rotated else x_TD
         product: FloatArray = x @ linear.weight.T
-        return product if delta is None else product + delta
+        for one in delta:
+            product[one.rows] += x_TD[one.rows] @ one.down.T @ one.up.T
+        return product
 
     def norm_linear(
         self,
@@ -63,10 +70,10 @@ class NumpyOperations:
         norm_D: FloatArray,
         eps: float,
         linears: Sequence[Linear],
-        deltas: Sequence[FloatArray | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> tuple[FloatArray, ...]:
         normed = self.norm(x_TD, norm_D, eps)
-        deltas = deltas or [None] * len(linears)
+        deltas = deltas or [()] * len(linears)
         return tuple(
             self.linear(normed, one, delta) for one, delta in zip(linears, deltas, strict=True)
         )
@@ -91,7 +98,7 @@ class NumpyOperations:
         x_TN: FloatArray,
         linear: Linear,
         residual_TD: FloatArray,
-        delta: FloatArray | None = None,
+        delta: Sequence[LowRank] = (),
     ) -> FloatArray:
         return residual_TD + self.linear(x_TN, linear, delta)
 
@@ -103,9 +110,9 @@ class NumpyOperations:
         gate: Linear,
         up: Linear,
         down: Linear,
-        deltas: Sequence[FloatArray | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> FloatArray:
-        delta_gate, delta_up, delta_down = deltas or (None, None, None)
+        delta_gate, delta_up, delta_down = deltas or ((), (), ())
         gated, upper = self.norm_linear(
             residual_TD, norm_D, eps, (gate, up), (delta_gate, delta_up)
         )
@@ -122,8 +129,13 @@ class NumpyOperations:
     def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        return NumpyAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        return NumpyAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head), request)

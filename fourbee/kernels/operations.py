@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from fourbee.kernels.attention_pattern import AttentionPattern
     from fourbee.kernels.packed import PackedMatrix
 
 Array = Any
@@ -37,6 +38,19 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one linear (LoRA, Hu et al. 2021): `x A^T B^T` for its rows.
+
+    `down` is A `[r, D]` and `up` is B `[N, r]`, its scale within, as `from_adapter` gives them.
+    `rows` are of the T rows and ascend; the other rows keep their bits.
+    """
+
+    rows: IntArray
+    down: Array
+    up: Array
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Cosines and sines of one step, `[Q, T, K/2]` each: a query variant a row of Q."""
 
@@ -50,7 +64,8 @@ class Attention(Protocol):
     Stores `key_TGK` and `value_TGK` where it keeps them, attends with `query_QTHK`, and returns
     the context `[T, H*K]`. It knows which rows belong to which sequence; the model does not.
     Keys arrive rotated once and are never rotated again: schemes that need another distance ask
-    for another variant of the query.
+    for another variant of the query. The softmax runs over all keys that a row sees, in order of
+    position, whichever variant scores them; `kernels/attention_pattern.py` says what a row sees.
     """
 
     def __call__(
@@ -115,6 +130,10 @@ class Operations(Protocol):
         """
         ...
 
+    def from_adapter(self, matrix: npt.NDArray[Any]) -> Array:
+        """A matrix of an adapter; it is small and never quantised."""
+        ...
+
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:
         """A NumPy copy; bfloat16 comes as `ml_dtypes.bfloat16`."""
         ...
@@ -137,9 +156,9 @@ class Operations(Protocol):
         norm_D: Array,
         eps: float,
         linears: Sequence[Linear],
-        deltas: Sequence[Array | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> tuple[Array, ...]:
-        """RMSNorm, then each linear: a tuple of `[T, N_i]`, plus the rows' deltas (LoRA)."""
+        """RMSNorm, then each linear with its adapters: a tuple of `[T, N_i]`."""
         ...
 
     def qk_norm_rotary(
@@ -155,9 +174,9 @@ class Operations(Protocol):
         ...
 
     def linear_residual(
-        self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Array | None = None
+        self, x_TN: Array, linear: Linear, residual_TD: Array, delta: Sequence[LowRank] = ()
     ) -> Array:
-        """`residual + x W^T + delta`, `[T, D]`; a new array: taps hold the residual."""
+        """`residual + x W^T`, and adapters', `[T, D]`; a new array: taps hold the residual."""
         ...
 
     def gated_mlp(
@@ -168,11 +187,11 @@ class Operations(Protocol):
         gate: Linear,
         up: Linear,
         down: Linear,
-        deltas: Sequence[Array | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> Array:
         """SwiGLU block with its norm and residual; may overwrite `residual_TD`.
 
-        `deltas` are those of gate, up and down, each added before the map's epilogue.
+        `deltas` are the adapters of gate, up and down, each added before the map's epilogue.
         """
         ...
 
@@ -188,10 +207,17 @@ class Operations(Protocol):
         """An independent copy of the first `length` positions."""
         ...
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
-        """Causal attention of a step whose rows are, in order, `count` new rows of each cache.
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> Attention:
+        """Attention of a step whose rows are, in order, `count` new rows of each cache.
 
         The new rows follow the cache's filled positions; the caches are written and grow.
+        `patterns`: for each cache what its rows see; None for all keys up to their own. `slopes`
+        `[H]`: `slope * distance` is taken off every score (ALiBi, Press et al. 2021).
         """
         ...
 

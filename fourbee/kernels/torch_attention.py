@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourbee.kernels.attention_pattern import AttentionPattern, Causal, variant_table
+from fourbee.kernels.operations import FloatArray
+
 # Positions a cache grows by at least; it doubles beyond that.
 _FIRST_CAPACITY = 256
 
@@ -58,10 +61,17 @@ class TorchCache:
 
 
 class CachedAttention:
-    """Causal attention of one step: rows are, in order, `count` new positions of each cache."""
+    """Attention of one step: rows are, in order, `count` new positions of each cache."""
 
-    def __init__(self, chunks: Sequence[tuple[TorchCache, int]]) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[tuple[TorchCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> None:
         self.chunks = tuple(chunks)
+        self.patterns = tuple(patterns or [Causal()] * len(chunks))
+        self.slopes = slopes
         # Lengths before this step: each layer writes behind them, the last layer moves them on.
         self.starts = tuple(cache.length for cache, _ in self.chunks)
         for cache, count in self.chunks:
@@ -72,13 +82,20 @@ class CachedAttention:
     ) -> Tensor:
         context = torch.empty_like(query_QTHK[0])
         row = 0
-        for (cache, count), start in zip(self.chunks, self.starts, strict=True):
+        steps = zip(self.chunks, self.starts, self.patterns, strict=True)
+        for (cache, count), start, pattern in steps:
             rows, end = slice(row, row + count), start + count
             keys_GSK, values_GSK = cache.keys[layer], cache.values[layer]
             keys_GSK[:, start:end] = key_TGK[rows].transpose(0, 1)
             values_GSK[:, start:end] = value_TGK[rows].transpose(0, 1)
-            query_HTK = query_QTHK[0, rows].transpose(0, 1)
-            attended_HTK = _attend(query_HTK, keys_GSK[:, :end], values_GSK[:, :end])
+            query_QHTK = query_QTHK[:, rows].transpose(1, 2)
+            keys_GSK, values_GSK = keys_GSK[:, :end], values_GSK[:, :end]
+            if self.slopes is None and isinstance(pattern, Causal):
+                attended_HTK = _attend(query_QHTK[0], keys_GSK, values_GSK)
+            else:
+                attended_HTK = _attend_pattern(
+                    query_QHTK, keys_GSK, values_GSK, pattern, self.slopes
+                )
             context[rows] = attended_HTK.transpose(0, 1)
             if layer == cache.keys.shape[0] - 1:
                 cache.length = end
@@ -103,6 +120,35 @@ def _attend(query_HTK: Tensor, keys_GSK: Tensor, values_GSK: Tensor) -> Tensor:
     positions = torch.arange(length, device=keys.device)
     visible = positions[None, :] <= positions[length - count :, None]
     return F.scaled_dot_product_attention(query_HTK, keys, values, attn_mask=visible)
+
+
+def _attend_pattern(
+    query_QHTK: Tensor,
+    keys_GSK: Tensor,
+    values_GSK: Tensor,
+    pattern: AttentionPattern,
+    slopes: FloatArray | None,
+) -> Tensor:
+    """Attention of the last rows of a sequence to what they see of it: `[H, T, K]`.
+
+    Every variant scores every key, and each score is taken from the variant that its key asks for.
+    """
+    _, num_heads, count, head_dim = query_QHTK.shape
+    share = num_heads // keys_GSK.shape[0]
+    keys = keys_GSK.repeat_interleave(share, dim=0).float()
+    values = values_GSK.repeat_interleave(share, dim=0).float()
+    start = keys.shape[1] - count
+    variants_TS = torch.from_numpy(variant_table(pattern, start, count)).to(keys.device)
+    scale: float = head_dim**-0.5
+    scores_QHTS = (query_QHTK.float() * scale) @ keys.transpose(1, 2)
+    chosen = variants_TS.clamp(min=0).expand(1, num_heads, -1, -1)
+    scores_HTS = scores_QHTS.gather(0, chosen)[0]
+    if slopes is not None:
+        positions = torch.arange(start + count, device=keys.device)
+        distances_TS = positions[start:, None] - positions
+        scores_HTS = scores_HTS - torch.from_numpy(slopes).to(keys)[:, None, None] * distances_TS
+    weights_HTS = scores_HTS.masked_fill(variants_TS < 0, -torch.inf).softmax(-1)
+    return (weights_HTS @ values).to(query_QHTK.dtype)
 
 
 class DocumentAttention:

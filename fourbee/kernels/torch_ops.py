@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.operations import (
     FloatArray,
     HeadRequest,
     HeadResult,
     IntArray,
     Linear,
+    LowRank,
     Rotary,
     SequenceCache,
 )
@@ -47,6 +49,9 @@ class TorchOperations:
         else:
             tensor = torch.from_numpy(np.array(array))
         return tensor.to(self.device, self.dtype)
+
+    def from_adapter(self, matrix: npt.NDArray[Any]) -> Tensor:
+        return self.from_numpy(matrix)
 
     def to_numpy(self, array: Tensor) -> npt.NDArray[Any]:
         plain = array.detach().cpu().contiguous()
@@ -77,19 +82,23 @@ class TorchOperations:
         norm_D: Tensor,
         eps: float,
         linears: Sequence[Linear],
-        deltas: Sequence[Tensor | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> tuple[Tensor, ...]:
         normed = self.norm(x_TD, norm_D, eps)
-        deltas = deltas or [None] * len(linears)
+        deltas = deltas or [()] * len(linears)
         return tuple(
             self.linear(normed, one, delta) for one, delta in zip(linears, deltas, strict=True)
         )
 
-    def linear(self, x_TD: Tensor, linear: Linear, delta: Tensor | None = None) -> Tensor:
-        """`x W^T + delta`, `[T, N]`; x is rotated first where the weight was."""
+    def linear(self, x_TD: Tensor, linear: Linear, delta: Sequence[LowRank] = ()) -> Tensor:
+        """`x W^T`, `[T, N]`, and adapters'; x is rotated first where the weight was."""
         x = hadamard_128(x_TD) if linear.rotated else x_TD
         product = F.linear(x.to(self.dtype), linear.weight.to(self.dtype))
-        return product if delta is None else product + delta
+        for one in delta:
+            rows = self._integers(one.rows)
+            middle = F.linear(x_TD[rows].to(self.dtype), one.down.to(self.dtype))
+            product = product.index_add(0, rows, F.linear(middle, one.up.to(self.dtype)))
+        return product
 
     def qk_norm_rotary(
         self,
@@ -108,7 +117,7 @@ class TorchOperations:
         return query_QTHK, key_TGK
 
     def linear_residual(
-        self, x_TN: Tensor, linear: Linear, residual_TD: Tensor, delta: Tensor | None = None
+        self, x_TN: Tensor, linear: Linear, residual_TD: Tensor, delta: Sequence[LowRank] = ()
     ) -> Tensor:
         return residual_TD + self.linear(x_TN, linear, delta)
 
@@ -120,9 +129,9 @@ class TorchOperations:
         gate: Linear,
         up: Linear,
         down: Linear,
-        deltas: Sequence[Tensor | None] | None = None,
+        deltas: Sequence[Sequence[LowRank]] | None = None,
     ) -> Tensor:
-        delta_gate, delta_up, delta_down = deltas or (None, None, None)
+        delta_gate, delta_up, delta_down = deltas or ((), (), ())
         gated, upper = self.norm_linear(
             residual_TD, norm_D, eps, (gate, up), (delta_gate, delta_up)
         )
@@ -137,8 +146,13 @@ class TorchOperations:
     def fork_cache(self, cache: SequenceCache, length: int) -> TorchCache:
         return _own(cache).fork(length)
 
-    def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> CachedAttention:
-        return CachedAttention([(_own(cache), count) for cache, count in chunks])
+    def cached_attention(
+        self,
+        chunks: Sequence[tuple[SequenceCache, int]],
+        patterns: Sequence[AttentionPattern] | None = None,
+        slopes: FloatArray | None = None,
+    ) -> CachedAttention:
+        return CachedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
 
     def head(self, hidden_RD: Tensor, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head).float(), request)

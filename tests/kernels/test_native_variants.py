@@ -9,7 +9,7 @@ import pytest
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 TESTS = [
-    Path(__file__).with_name(name) for name in ("test_native_kernels.py", "test_native_head.py")
+    Path(__file__).with_name(f"test_native_{name}.py") for name in ("kernels", "attention", "head")
 ]
 
 

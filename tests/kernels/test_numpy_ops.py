@@ -49,39 +49,26 @@ def close(found, expected: torch.Tensor) -> bool:
     return np.allclose(found, expected.numpy(), rtol=1e-5, atol=2e-5)
 
 
-def test_linears_with_norm_residual_and_deltas(ops, reference, rng) -> None:
-    x, norm, delta = numbers(rng, 7, 64), numbers(rng, 64), numbers(rng, 7, 48)
+def test_linears_with_norm_and_residual(ops, reference, rng) -> None:
+    x, norm = numbers(rng, 7, 64), numbers(rng, 64)
     weight, square = Both(ops, numbers(rng, 48, 64)), Both(ops, numbers(rng, 64, 64))
     t = torch.from_numpy
-    found = ops.norm_linear(x, norm, EPS, [Linear(weight.ours)] * 2, [None, delta])
-    expected = reference.norm_linear(
-        t(x), t(norm), EPS, [Linear(weight.torch)] * 2, [None, t(delta)]
-    )
+    found = ops.norm_linear(x, norm, EPS, [Linear(weight.ours)] * 2)
+    expected = reference.norm_linear(t(x), t(norm), EPS, [Linear(weight.torch)] * 2)
     assert all(close(a, b) for a, b in zip(found, expected, strict=True))
     residual = numbers(rng, 7, 64)
     kept = residual.copy()
-    for more in (None, numbers(rng, 7, 64)):
-        found = ops.linear_residual(x, Linear(square.ours), residual, more)
-        assert close(
-            found,
-            reference.linear_residual(
-                t(x), Linear(square.torch), t(kept), None if more is None else t(more)
-            ),
-        )
-        assert np.array_equal(residual, kept)  # layers that are tapped keep their input
+    found = ops.linear_residual(x, Linear(square.ours), residual)
+    assert close(found, reference.linear_residual(t(x), Linear(square.torch), t(kept)))
+    assert np.array_equal(residual, kept)  # layers that are tapped keep their input
 
 
-@pytest.mark.parametrize("with_deltas", [False, True])
-def test_gated_mlp(ops, reference, rng, with_deltas) -> None:
+def test_gated_mlp(ops, reference, rng) -> None:
     x, norm = numbers(rng, 5, 64) * 3, numbers(rng, 64)
     maps = [Both(ops, numbers(rng, *shape)) for shape in ((160, 64), (160, 64), (64, 160))]
-    deltas = [numbers(rng, 5, 160), None, numbers(rng, 5, 64)] if with_deltas else None
     t = torch.from_numpy
-    expected = reference.gated_mlp(
-        t(x.copy()), t(norm), EPS, *(Linear(one.torch) for one in maps),
-        None if deltas is None else [None if d is None else t(d) for d in deltas],
-    )  # fmt: skip
-    found = ops.gated_mlp(x.copy(), norm, EPS, *(Linear(one.ours) for one in maps), deltas)
+    expected = reference.gated_mlp(t(x.copy()), t(norm), EPS, *(Linear(one.torch) for one in maps))
+    found = ops.gated_mlp(x.copy(), norm, EPS, *(Linear(one.ours) for one in maps))
     assert np.allclose(found, expected.numpy(), rtol=1e-4, atol=1e-3)
 
 

@@ -63,37 +63,27 @@ def test_norm_is_rms_norm(ops, random) -> None:
     assert torch.equal(ops.norm(torch.zeros(1, 8), torch.ones(8), EPS), torch.zeros(1, 8))
 
 
-def test_norm_linear_adds_each_delta_to_its_own_map(ops, random) -> None:
+def test_norm_linear_norms_once_for_all_maps(ops, random) -> None:
     x, norm = random(5, 64), random(64)
     maps = [Linear(random(width, 64)) for width in (32, 16, 16)]
-    deltas = [random(5, 32), None, random(5, 16)]
-    expected = [norm64(x, norm) @ one.weight.double().T for one in maps]
-    for found, product in zip(ops.norm_linear(x, norm, EPS, maps), expected, strict=True):
-        assert close(found, product)
-    with_deltas = ops.norm_linear(x, norm, EPS, maps, deltas)
-    for found, product, delta in zip(with_deltas, expected, deltas, strict=True):
-        assert close(found, product if delta is None else product + delta)
+    for found, one in zip(ops.norm_linear(x, norm, EPS, maps), maps, strict=True):
+        assert close(found, norm64(x, norm) @ one.weight.double().T)
 
 
-def test_linear_residual_adds_residual_and_delta(ops, random) -> None:
-    x, linear, residual, delta = random(5, 32), Linear(random(64, 32)), random(5, 64), random(5, 64)
+def test_linear_residual_adds_the_residual(ops, random) -> None:
+    x, linear, residual = random(5, 32), Linear(random(64, 32)), random(5, 64)
     expected = residual.double() + x.double() @ linear.weight.double().T
     assert close(ops.linear_residual(x, linear, residual.clone()), expected)
-    assert close(ops.linear_residual(x, linear, residual.clone(), delta), expected + delta)
 
 
-def test_gated_mlp_adds_deltas_before_the_activation_and_the_residual(ops, random) -> None:
+def test_gated_mlp_is_swiglu_with_norm_and_residual(ops, random) -> None:
     residual, norm = random(5, 64), random(64)
     gate, up, down = (Linear(random(*shape)) for shape in ((96, 64), (96, 64), (64, 96)))
-    deltas = (random(5, 96), random(5, 96), random(5, 64))
     normed = norm64(residual, norm)
-    for given in (None, deltas):
-        d_gate, d_up, d_down = given or (0, 0, 0)
-        gated = F.silu(normed @ gate.weight.double().T + d_gate)
-        upper = normed @ up.weight.double().T + d_up
-        expected = residual + (gated * upper) @ down.weight.double().T + d_down
-        found = ops.gated_mlp(residual.clone(), norm, EPS, gate, up, down, given)
-        assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-3)
+    gated = F.silu(normed @ gate.weight.double().T) * (normed @ up.weight.double().T)
+    expected = residual + gated @ down.weight.double().T
+    found = ops.gated_mlp(residual.clone(), norm, EPS, gate, up, down)
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_qk_norm_rotary_norms_each_head_and_then_turns_it(ops, random) -> None:

@@ -1,0 +1,40 @@
+// Part of kernels.cpp, which includes it inside its namespaces: which keys a query row sees, and what distance does to
+// their scores. Kernels of pages are written once over both views.
+
+struct Seen {
+  int64_t begin, end;  // of the 64 keys of a page
+  int64_t count() const { return end - begin; }
+};
+
+// All keys up to the row's own.
+struct CausalView {
+  int64_t visible;
+  Seen seen(int64_t first_key) const { return {0, std::min(kPageKeys, visible - first_key)}; }
+  F score(F product, int64_t) const { return product; }
+};
+
+// One span of keys; where there is a slope, scores fall with the distance (ALiBi, Press et al. 2021, arXiv 2108.12409).
+struct SpanView {
+  int64_t begin, end, position;
+  float slope;
+  Seen seen(int64_t first_key) const {
+    return {std::max<int64_t>(0, begin - first_key), std::min(kPageKeys, end - first_key)};
+  }
+  F score(F product, int64_t key) const {  // of 16 keys from `key` on
+    static constexpr float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return fma(all(slope), add(all(float(key - position)), load(lanes)), product);
+  }
+};
+
+// One query head of one row.
+template <class View>
+struct QueryRow {
+  const float* query;
+  View view;
+};
+
+// Keys that the row does not see get this value.
+inline void fill_unseen(float* keys, const Seen& seen, float value) {
+  std::fill(keys, keys + seen.begin, value);
+  std::fill(keys + seen.end, keys + kPageKeys, value);
+}

@@ -1,0 +1,165 @@
+"""Native attention over patterns: against float64, and bits that know no chunks, threads or neighbours.
+
+`test_native_variants.py` runs this file again for every instruction set of the machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fourbee.kernels.attention_pattern import (
+    Causal,
+    DualChunk,
+    PageLists,
+    SlidingWindow,
+    step_spans,
+    variant_table,
+)
+
+native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
+
+# Of 4 bits the rounding of random keys and values itself.
+TOLERANCES = {"f32": 1e-6, "bf16": 5e-3, "int8": 2e-2, "int4": 0.15}
+PATTERNS = {
+    "causal": Causal(),
+    "window": SlidingWindow(100, 4),
+    "window-of-one": SlidingWindow(1),
+    "streaming": SlidingWindow(300, 70, sink_variant=1),
+    "dual-chunk": DualChunk(150),  # a chunk ends within a page: rows see it with two variants
+    "small-chunks": DualChunk(7),
+    "pages": PageLists(tuple((0, page // 2, page - 3) for page in range(18))),
+    "own-page": PageLists(()),
+}
+LENGTHS = [600, 70, 513, 3]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    native.set_threads(2)
+
+
+class Sequences:
+    """Random sequences, the pages they are written to, and what their rows see."""
+
+    def __init__(self, rng, kind, shape, pattern, slopes) -> None:
+        heads, kv_heads, size = shape
+        self.pool = native.KvPool(2, kv_heads, size, kind)
+        self.pattern, self.slopes = pattern, slopes
+        self.rows = [
+            (rng.standard_normal((3, n, heads, size), np.float32),
+             rng.standard_normal((n, kv_heads, size), np.float32),
+             rng.standard_normal((n, kv_heads, size), np.float32))
+            for n in LENGTHS
+        ]  # fmt: skip
+        self.pages = [[self.pool.allocate() for _ in range(-(-n // 64))] for n in LENGTHS]
+
+    def attend(self, *chunks, plain=False) -> np.ndarray:
+        """One call over chunks of (sequence, start, count); `plain` without spans."""
+        query, key, value = (
+            np.concatenate([self.rows[s][i][..., at : at + n, :, :] for s, at, n in chunks], axis=-3)
+            for i in range(3)
+        )
+        counts, starts = (np.array([chunk[i] for chunk in chunks]) for i in (2, 1))
+        pages = [self.pages[s] for s, _, _ in chunks]
+        offsets = np.cumsum([0, *map(len, pages)])
+        out = np.full_like(query[0], np.nan)
+        step = (counts, starts, offsets, np.concatenate(pages))
+        if plain:
+            native.attend(self.pool, 1, query[0], key, value, *step, out)
+            return out
+        spans = step_spans([self.pattern] * len(chunks), starts, counts, explicit=True)
+        native.attend_spans(self.pool, 1, query, key, value, *step, *spans, self.slopes, out)
+        return out
+
+    def expected(self) -> np.ndarray:
+        return np.concatenate([self._expected(*rows) for rows in self.rows])
+
+    def _expected(self, query, key, value) -> np.ndarray:
+        query, key, value = (x.astype(np.float64) for x in (query, key, value))
+        _, count, heads, size = query.shape
+        key, value = (x.repeat(heads // x.shape[1], axis=1) for x in (key, value))
+        seen_by = variant_table(self.pattern, 0, count)
+        scores = np.zeros((heads, count, count))
+        for variant in range(3):
+            product = np.einsum("thk,shk->hts", query[variant], key) / np.sqrt(size)
+            scores += np.where(seen_by == variant, product, 0)
+        if len(self.slopes):
+            scores -= self.slopes[:, None, None] * np.subtract.outer(np.arange(count), range(count))
+        weights = np.exp(np.where(seen_by < 0, -np.inf, scores - scores.max(-1, keepdims=True)))
+        return np.einsum("hts,shk->thk", weights / weights.sum(-1, keepdims=True), value)
+
+
+def relative_error(found, expected) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+WHOLE = [(s, 0, n) for s, n in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("shape", "sloped"), [((6, 2, 80), False), ((3, 1, 16), True)])
+def test_patterns_in_a_mixed_batch_and_their_bits(rng, kind, name, shape, sloped) -> None:
+    slopes = np.geomspace(0.5, 0.01, shape[0] if sloped else 0).astype(np.float32)
+    several = Sequences(rng, kind, shape, PATTERNS[name], slopes)
+    whole = several.attend(*WHOLE)
+    assert relative_error(whole, several.expected()) < TOLERANCES[kind]
+    # The same rows in chunks, decoded one by one and beside others: the same bits.
+    native.set_threads(1)
+    a = several.attend((0, 0, 300), (1, 0, 1))
+    native.set_threads(3)
+    b = several.attend((1, 1, 69), (0, 300, 299), (2, 0, 512), (3, 0, 2))
+    c = several.attend((3, 2, 1), (0, 599, 1), (2, 512, 1))
+    parts = [a[:300], b[69:368], c[1:2], a[300:], b[:69], b[368:880], c[2:], b[880:], c[:1]]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_causal_spans_have_the_bits_of_plain_attention(rng, kind) -> None:
+    several = Sequences(rng, kind, (4, 2, 80), Causal(), np.empty(0, np.float32))
+    assert several.attend(*WHOLE).tobytes() == several.attend(*WHOLE, plain=True).tobytes()
+    no_slope = Sequences(rng, kind, (4, 2, 80), Causal(), np.zeros(4, np.float32))
+    assert no_slope.attend(*WHOLE).tobytes() == no_slope.attend(*WHOLE, plain=True).tobytes()
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_keys_that_are_not_seen_are_not_read(rng, kind) -> None:
+    several = Sequences(rng, kind, (4, 2, 16), SlidingWindow(64, 64), np.empty(0, np.float32))
+    clean = several.attend((0, 0, 600))[-64:]
+    for i in (1, 2):
+        several.rows[0][i][64:400] = np.nan
+    dirty = several.attend((0, 0, 600))[-64:]
+    assert dirty.tobytes() == clean.tobytes() and np.isfinite(clean).all()
+
+
+def test_wrong_spans_are_refused(rng) -> None:
+    pool = native.KvPool(1, 1, 16, "f32")
+    page = np.array([pool.allocate()])
+    rows = rng.standard_normal((2, 1, 16), np.float32)
+    step = [np.array(x) for x in ([2], [0], [0, 1])]
+
+    def attend(offsets=(0, 1, 3), spans=((0, 1, 0), (0, 1, 1), (1, 2, 0)), slopes=(), width=2):
+        native.attend_spans(
+            pool, 0, np.stack([rows] * width) if width else np.empty((0, 2, 1, 16), np.float32),
+            rows, rows, *step, page, np.array(offsets), np.array(spans).reshape(-1, 3),
+            np.array(slopes, np.float32), np.empty_like(rows),
+        )  # fmt: skip
+
+    attend()
+    attend(slopes=(0.5,))
+    attend(offsets=(0, 0, 0))
+    for wrong in (
+        {"width": 1}, {"width": 0}, {"slopes": (1, 2)}, {"offsets": (0, 1)}, {"offsets": (0, 1, 4)},
+        {"offsets": (1, 0, 3)}, {"offsets": (0, 0, 3)}, {"offsets": (-1, 1, 3)},
+        {"spans": ((0, 2, 0), (0, 1, 1), (1, 2, 0))}, {"spans": ((0, 1, 0), (1, 2, 1), (0, 1, 0))},
+        {"spans": ((0, 1, 0), (0, 1, 1), (0, 2, 0))}, {"spans": ((0, 1, 0), (0, 0, 1), (1, 2, 0))},
+        {"spans": ((-1, 1, 0), (0, 1, 1), (1, 2, 0))}, {"spans": ((0, 1, -1), (0, 1, 1), (1, 2, 0))},
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            attend(**wrong)
