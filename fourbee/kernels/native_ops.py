@@ -138,9 +138,7 @@ class NativeOperations(NumpyOperations):
         _native.norm(rows, weight_D, eps, out)
         return out.reshape(x_TD.shape)
 
-    def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()
-    ) -> FloatArray:
+    def linear(self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()) -> FloatArray:
         out = np.empty((len(x_TD), linear.weight.shape[0]), dtype=np.float32)
         _native.linear(linear.weight.weights, x_TD, out, False, _adapters(delta))
         return out

@@ -1,4 +1,4 @@
-"""Attention over int8 and int4 keys and values against float64: sinks, outlier channels, long contexts."""
+"""Attention over int8 and int4 keys and values: sinks, outlier channels, long contexts."""
 
 from __future__ import annotations
 

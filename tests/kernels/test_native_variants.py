@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
-TESTS = [
-    Path(__file__).with_name(f"test_native_{name}.py") for name in ("kernels", "attention")
-]
+TESTS = [Path(__file__).with_name(f"test_native_{name}.py") for name in ("kernels", "attention")]
 
 
 @pytest.mark.parametrize("isa", native.isas()[:-1])
