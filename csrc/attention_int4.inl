@@ -88,20 +88,23 @@ inline void nibble_scores(const NibblePage& page, const IntegerRow<View>* rows, 
   }
 }
 
-// The weights of one row, page and group of dimensions: weight * scale = integer * factor; `offset` is the sum of weight *
-// minimum.
+// The weights of one row, page and group of dimensions: weight * scale = integer * factor. Nibbles count from 8, so that
+// less of the rounding is multiplied; `offset` is the sum of weight * (minimum + 8 * scale).
 struct GroupWeights {
   alignas(64) int8_t integers[kPageKeys];
   float factor, offset;
+  int32_t start;  // -8 * sum of the integers
 };
 
 inline void group_weights(const NibblePage& page, int64_t g, const F (&weights)[4], GroupWeights& out) {
   F scaled[4], offset = zero();
   for (int b = 0; b < 4; b++) {
-    scaled[b] = mul(weights[b], page.numbers(2, g, 16 * b));
-    offset = fma(weights[b], page.numbers(3, g, 16 * b), offset);
+    const F scale = page.numbers(2, g, 16 * b);
+    scaled[b] = mul(weights[b], scale);
+    offset = fma(weights[b], fma(scale, all(8.0f), page.numbers(3, g, 16 * b)), offset);
   }
-  round_weights(scaled, out.integers, out.factor);
+  const float integers = round_weights(scaled, out.integers, out.factor);
+  out.start = integers == integers ? -8 * int32_t(integers) : 0;
   out.offset = sum(offset);
 }
 
@@ -110,7 +113,7 @@ template <int M, int NB>
 inline void nibble_values(const NibblePage& page, int64_t block, const GroupWeights* weights, const float* fades, Partial* partials) {
   I sums[M][NB];
   for (int m = 0; m < M; m++)
-    for (int b = 0; b < NB; b++) sums[m][b] = all(0);
+    for (int b = 0; b < NB; b++) sums[m][b] = all(weights[m].start);
   for (int64_t octet = 0; octet < kPageKeys / 8; octet++)
 #pragma GCC unroll 4
     for (int b = 0; b < NB; b++) {

@@ -23,23 +23,26 @@ Visits visits_of(const AttentionRows& a, int64_t first_head, int64_t group, int6
                  int64_t page_begin, int64_t page_end) {
   Visits out;
   const int64_t count = (row_end - row_begin) * group;
+  out.all.reserve(count * (page_end - page_begin));
   for (int64_t page = page_begin; page < page_end; page++) {
-    const int64_t first_key = page * kPageKeys;
-    for (int64_t turn = 0;; turn++) {  // a row may see several spans of a page
+    const int64_t first_key = page * kPageKeys, end_key = first_key + kPageKeys;
+    bool more = true;
+    for (int64_t turn = 0; more; turn++) {  // a row may see several spans of a page
       const size_t begin = out.all.size();
+      more = false;
       for (int64_t row = row_begin; row < row_end; row++) {
         const Span *stop = a.spans + a.span_offsets[row + 1], *span = std::upper_bound(
             a.spans + a.span_offsets[row], stop, first_key, [](int64_t key, const Span& one) { return key < one.end; });
-        if (stop - span <= turn || span[turn].begin >= first_key + kPageKeys) continue;
+        if (stop - span <= turn || span[turn].begin >= end_key) continue;
         span += turn;
+        more |= stop - span > 1 && span[1].begin < end_key;
         for (int64_t i = 0; i < group; i++) {
           const int64_t at = (row - row_begin) * group + i;
           out.all.push_back({at, span->variant * count + at,
                              {span->begin, span->end, a.start + row, a.slopes ? a.slopes[first_head + i] : 0.0f}});
         }
       }
-      if (out.all.size() == begin) break;
-      out.rounds.push_back({page, begin, out.all.size()});
+      if (out.all.size() > begin) out.rounds.push_back({page, begin, out.all.size()});
     }
   }
   return out;
@@ -48,17 +51,21 @@ Visits visits_of(const AttentionRows& a, int64_t first_head, int64_t group, int6
 // The rows of one round, taken out of the task's: queries with their views, and sums.
 void take_round(const Visits& visits, const Round& round, const Queries<SpanView>& queries, const Partial* partials,
                 Queries<SpanView>& taken, std::vector<Partial>& sums) {
-  taken.exact.clear(), taken.rounded.rows.clear(), sums.clear();
-  for (size_t i = round.begin; i < round.end; i++) {
-    const Visit& visit = visits.all[i];
-    taken.exact.push_back({queries.exact[visit.query].query, visit.view});
-    if (!queries.rounded.rows.empty()) {
-      taken.rounded.rows.push_back(queries.rounded.rows[visit.query]);
-      taken.rounded.rows.back().view = visit.view;
+  const size_t count = round.end - round.begin;
+  const bool rounded = !queries.rounded.rows.empty();
+  sums.resize(count);
+  rounded ? taken.rounded.rows.resize(count) : taken.exact.resize(count);
+  for (size_t i = 0; i < count; i++) {
+    const Visit& visit = visits.all[round.begin + i];
+    sums[i] = partials[visit.row];
+    if (rounded) {
+      taken.rounded.rows[i] = queries.rounded.rows[visit.query];
+      taken.rounded.rows[i].view = visit.view;
+    } else {
+      taken.exact[i] = {queries.exact[visit.query].query, visit.view};
     }
-    sums.push_back(partials[visit.row]);
   }
-  taken.count = int64_t(sums.size());
+  taken.count = int64_t(count);
 }
 
 void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split, const Queries<SpanView>& queries,

@@ -78,18 +78,21 @@ class LLM:
         settings: EngineSettings | None = None,
         backend: str = "auto",
         quantize: str = "none",
+        kv_type: str = "auto",
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
-        `backend` and `quantize` as in `open_operations`.
+        `backend`, `quantize` and `kv_type` as in `open_operations`.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
         files.check()
         tokenizer, defaults = files.tokenizer, files.defaults
         config = files.config
-        ops = open_operations(backend, device, dtype, config.torch_dtype, quantize, config.head_dim)
+        ops = open_operations(
+            backend, device, dtype, config.torch_dtype, quantize, config.head_dim, kv_type
+        )
         return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(

@@ -174,4 +174,5 @@ def _runs(pages: Sequence[int], own: int) -> IntArray:
     breaks = np.flatnonzero(np.diff(kept) > 1) + 1
     firsts = kept[np.concatenate(([0], breaks))]
     lasts = kept[np.concatenate((breaks - 1, [len(kept) - 1]))]
-    return np.stack((firsts, lasts + 1, np.zeros_like(firsts)), axis=1) * [PAGE_KEYS, PAGE_KEYS, 1]
+    keys = (firsts * PAGE_KEYS, (lasts + 1) * PAGE_KEYS)
+    return np.stack((*keys, np.zeros_like(firsts)), axis=1)

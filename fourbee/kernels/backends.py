@@ -16,6 +16,7 @@ from fourbee.kernels.operations import Operations
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 QUANTIZATIONS = ("none", "int8", "int4")
+KV_TYPES = ("auto", "float32", "bfloat16", "int8", "int4")
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +52,19 @@ def open_operations(
     checkpoint_dtype: str = "bfloat16",
     quantize: str = "none",
     head_dim: int = 128,
+    kv_type: str = "auto",
 ) -> Operations:
     """The operations of a backend. UsageError when it is not there or cannot do what is asked.
 
     `device`: "auto" (CUDA where torch has it), "cpu", "cuda" or "cuda:N". `dtype`: "auto" (what
     the checkpoint is in; float32 for float16 on a CPU), "float32", "bfloat16" or "float16".
     `quantize`: "none", "int8" or "int4", which packs the weights while they load (native alone).
+    `kv_type`: what keys and values are kept in, "auto" for int8 where weights are quantised and
+    else for the compute type; others are native's alone.
     """
     chosen = choose_backend(backend, device, dtype, head_dim)
-    if quantize not in QUANTIZATIONS:
-        raise UsageError(
-            f"quantize = {quantize!r}: expected one of {', '.join(QUANTIZATIONS)}",
-            parameter="quantize",
-        )
-    if quantize != "none" and chosen != "native":
-        raise UsageError(
-            f"quantize = {quantize!r}: needs the native backend, this is {chosen}",
-            parameter="quantize",
-        )
+    _check_choice("quantize", quantize, QUANTIZATIONS, chosen)
+    _check_choice("kv_type", kv_type, KV_TYPES, chosen)
     if chosen == "torch":
         return _open_torch(device, dtype, checkpoint_dtype)
     if device not in ("auto", "cpu"):
@@ -99,7 +95,19 @@ def open_operations(
 
     if dtype == "auto":
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
-    return open_native(dtype, quantize)
+    return open_native(dtype, quantize, kv_type=kv_type)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...], backend: Backend) -> None:
+    """UsageError for what is none of the choices, or not the first and not for this backend."""
+    if value not in choices:
+        raise UsageError(
+            f"{name} = {value!r}: expected one of {', '.join(choices)}", parameter=name
+        )
+    if value != choices[0] and backend != "native":
+        raise UsageError(
+            f"{name} = {value!r}: needs the native backend, this is {backend}", parameter=name
+        )
 
 
 def native_built() -> bool:

@@ -79,8 +79,8 @@ class PagedAttention:
         self._page_offsets = np.array(offsets, dtype=np.int64)
         self._spans: tuple[IntArray, IntArray, FloatArray] | None = None
         self._variants = 1
-        if patterns is not None or slopes is not None:
-            patterns = patterns or [Causal()] * len(chunks)
+        patterns = patterns or [Causal()] * len(chunks)
+        if slopes is not None or not all(isinstance(one, Causal) for one in patterns):
             self._variants = max((pattern.variants for pattern in patterns), default=1)
             spans = step_spans(patterns, self._starts, self._counts, explicit=slopes is not None)
             self._spans = (*spans, _NO_SLOPES if slopes is None else slopes)

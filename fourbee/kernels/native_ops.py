@@ -46,6 +46,8 @@ from fourbee.kernels.packed import (
 
 # What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
 KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
+# What keys and values are kept in besides.
+_KV_KINDS: dict[str, Kind] = {**KINDS, "int8": "int8", "int4": "int4"}
 # Columns that share a scale where weights are quantised.
 GROUP = 64
 # Rows that are made float32 at a time while a matrix is packed.
@@ -76,11 +78,13 @@ class NativeMatrix:
         return self.packed.shape
 
 
-def open_native(dtype: str, quantize: str = "none", threads: int | None = None) -> Operations:
+def open_native(
+    dtype: str, quantize: str = "none", threads: int | None = None, kv_type: str = "auto"
+) -> Operations:
     """The native operations; UsageError for a type or a FOURBEE_ISA that they do not have.
 
-    `quantize`: "none", "int8" or "int4". Keys and values are int8 where weights are quantised, and
-    else in `dtype`.
+    `quantize`: "none", "int8" or "int4". Keys and values are in `kv_type`: "auto" is int8 where
+    weights are quantised and else `dtype`; int4 has a scale and a minimum for 64 dimensions.
     """
     if dtype not in KINDS:
         raise UsageError(
@@ -92,9 +96,10 @@ def open_native(dtype: str, quantize: str = "none", threads: int | None = None) 
     except ValueError as error:
         raise UsageError(str(error)) from None
     kind = KINDS[dtype]
-    if quantize == "none":
-        return NativeOperations(kind, Packing(kind, kind))
-    return NativeOperations("int8", PACKINGS[quantize])
+    packing = Packing(kind, kind) if quantize == "none" else PACKINGS[quantize]
+    if kv_type == "auto":
+        return NativeOperations(kind if quantize == "none" else "int8", packing)
+    return NativeOperations(_KV_KINDS[kv_type], packing)
 
 
 class NativeOperations(NumpyOperations):
@@ -140,9 +145,7 @@ class NativeOperations(NumpyOperations):
         _native.norm(rows, weight_D, eps, out)
         return out.reshape(x_TD.shape)
 
-    def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()
-    ) -> FloatArray:
+    def linear(self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()) -> FloatArray:
         out = np.empty((len(x_TD), linear.weight.shape[0]), dtype=np.float32)
         _native.linear(linear.weight.weights, x_TD, out, False, _adapters(delta))
         return out
@@ -237,7 +240,7 @@ class NativeOperations(NumpyOperations):
 
     @property
     def rounds_keys(self) -> bool:
-        return self.kv_kind == "int8"
+        return self.kv_kind in ("int8", "int4")
 
     def planned(self, network: Network) -> Network:
         return Plan(network, self)

@@ -85,7 +85,9 @@ class NumpyAttention:
             else:
                 seen_by = variant_table(pattern, start, count)
                 query = query_QTHK[:, rows]
-                _attend_pattern(query, keys_GSK, values_GSK, seen_by, self._slopes, context_THK[rows])
+                _attend_pattern(
+                    query, keys_GSK, values_GSK, seen_by, self._slopes, context_THK[rows]
+                )
             if layer == len(cache.keys) - 1:
                 cache.length = end
             row += count

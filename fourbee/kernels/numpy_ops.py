@@ -54,9 +54,7 @@ class NumpyOperations:
         normed: FloatArray = weight_D * (x_TD / np.sqrt(squares + np.float32(eps)))
         return normed
 
-    def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()
-    ) -> FloatArray:
+    def linear(self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()) -> FloatArray:
         """`x W^T`, `[T, N]`, and adapters'; x is rotated first where the weight was."""
         x = hadamard_128(x_TD) if linear.rotated else x_TD
         product: FloatArray = x @ linear.weight.T

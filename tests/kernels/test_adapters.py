@@ -73,10 +73,13 @@ class Network:
         gate, up, down, square = (matrix.astype(np.float64).T[None] for matrix in self.dense)
         for adapter, rows in adapters:
             more = adapter.deltas(rows, len(x))
-            gate, up, down, square = (a + b for a, b in zip((gate, up, down, square), more, strict=True))  # fmt: skip
+            gate, up, down, square = gate + more[0], up + more[1], down + more[2], square + more[3]
         x = x.astype(np.float64)
         normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * self.norm
-        product = lambda a, w: np.einsum("td,tdn->tn", a, np.broadcast_to(w, (len(a), *w.shape[1:])))  # noqa: E731
+
+        def product(rows, matrices):
+            return (rows[:, None] @ matrices)[:, 0]
+
         g, u = product(normed, gate), product(normed, up)
         return [g, u, x + product(x, square), x + product(g / (1 + np.exp(-g)) * u, down)]
 
@@ -111,7 +114,7 @@ def test_a_rows_bits_are_its_own_and_its_adapters(quantize) -> None:
     mixed = network.run(x, [(first, rows[0]), (second, rows[1])])
     plain = network.run(x, [])
     for row in range(len(x)):
-        of_row = [(adapter, [0]) for adapter, its in zip((first, second), rows, strict=True) if row in its]  # fmt: skip
+        of_row = [(one, [0]) for one, its in zip((first, second), rows, strict=True) if row in its]
         alone = network.run(x[row : row + 1], of_row)
         for i, out in enumerate(mixed):
             assert out[row].tobytes() == alone[i][0].tobytes()

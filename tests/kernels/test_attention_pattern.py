@@ -1,4 +1,4 @@
-"""Patterns against their definitions written out, and attention over them in float64 by every backend."""
+"""Patterns against their definitions, and every backend's attention over them against float64."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from fourbee.kernels.numpy_ops import NumpyOperations
 from fourbee.kernels.torch_ops import TorchOperations
 
 
-def refusal(*arguments: str) -> tuple[str, str | None]:
+def refusal(*arguments: str, **named: str) -> tuple[str, str | None]:
     with pytest.raises(UsageError) as error:
-        open_operations(*arguments)
+        open_operations(*arguments, **named)
     return str(error.value), error.value.parameter
 
 
@@ -79,6 +79,15 @@ def test_the_kind_of_native_weights_follows_the_type() -> None:
     assert open_operations("native", "cpu", "bfloat16", "float32").kv_kind == "bf16"
     int4 = open_operations("native", "cpu", "auto", "bfloat16", "int4").packing
     assert (int4.layers, int4.tables, int4.rotated) == ("int4", "int8", True)
+    assert open_operations("native", quantize="int4").kv_kind == "int8"
+    for name, kind in (
+        ("float32", "f32"),
+        ("bfloat16", "bf16"),
+        ("int8", "int8"),
+        ("int4", "int4"),
+    ):
+        ops = open_operations("native", quantize="int4", kv_type=name)
+        assert (ops.kv_kind, ops.rounds_keys) == (kind, kind.startswith("int"))
     assert refusal("native", "cpu", "float16") == (
         "dtype = 'float16': native operations compute in float32 or bfloat16",
         "dtype",
@@ -107,6 +116,14 @@ def test_what_there_is_not_is_refused_with_what_there_is(monkeypatch) -> None:
     assert refusal("torch", "cpu", "auto", "bfloat16", "int4") == (
         "quantize = 'int4': needs the native backend, this is torch",
         "quantize",
+    )
+    assert refusal("native", kv_type="int2") == (
+        "kv_type = 'int2': expected one of auto, float32, bfloat16, int8, int4",
+        "kv_type",
+    )
+    assert refusal("numpy", kv_type="int4") == (
+        "kv_type = 'int4': needs the native backend, this is numpy",
+        "kv_type",
     )
     assert refusal("blas") == (
         "backend = 'blas': expected one of auto, native, torch, numpy",

@@ -1,4 +1,4 @@
-"""Attention over int8 and int4 keys and values against float64: sinks, outlier channels, long contexts."""
+"""Attention over int8 and int4 keys and values: sinks, outlier channels, long contexts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fourbee.kernels import _native as native
 from fourbee.model.key_smoothing import smoothed_norms
 
 ROWS, SIZE = 64, 128
-TOLERANCES = {"int8": 0.02, "int4": 0.2}
+TOLERANCES = {"int8": 0.02, "int4": 0.15}
 CHUNK = 4096
 
 

@@ -1,4 +1,4 @@
-"""Native attention over patterns: against float64, and bits that know no chunks, threads or neighbours.
+"""Native attention over patterns: its errors, and bits that know no chunks, threads or others.
 
 `test_native_variants.py` runs this file again for every instruction set of the machine.
 """
@@ -62,7 +62,9 @@ class Sequences:
     def attend(self, *chunks, plain=False) -> np.ndarray:
         """One call over chunks of (sequence, start, count); `plain` without spans."""
         query, key, value = (
-            np.concatenate([self.rows[s][i][..., at : at + n, :, :] for s, at, n in chunks], axis=-3)
+            np.concatenate(
+                [self.rows[s][i][..., at : at + n, :, :] for s, at, n in chunks], axis=-3
+            )
             for i in range(3)
         )
         counts, starts = (np.array([chunk[i] for chunk in chunks]) for i in (2, 1))
@@ -120,6 +122,34 @@ def test_patterns_in_a_mixed_batch_and_their_bits(rng, kind, name, shape, sloped
     assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
+def four_bits(x, group) -> np.ndarray:
+    """What int4 pages hold: between the least and the greatest of a group, in fifteen steps."""
+    values = x.reshape(*x.shape[:-1], -1, group)
+    low = values.min(-1, keepdims=True).astype(np.float16).astype(np.float32)
+    step = ((values.max(-1, keepdims=True) - low) / 15).astype(np.float16).astype(np.float32)
+    return (np.clip(np.rint((values - low) / step), 0, 15) * step + low).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("size", "group"), [(128, 64), (96, 32), (80, 16)])
+@pytest.mark.parametrize("name", ["causal", "dual-chunk"])
+def test_int4_attention_is_that_of_the_numbers_in_the_pages(rng, size, group, name) -> None:
+    several = Sequences(rng, "int4", (4, 2, size), PATTERNS[name], np.empty(0, np.float32))
+    found = several.attend(*WHOLE)
+    several.rows = [(query, four_bits(key, group), four_bits(value, group))
+                    for query, key, value in several.rows]  # fmt: skip
+    assert relative_error(found, several.expected()) < TOLERANCES["int8"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_int4_shows_what_it_cannot_hold_in_its_own_rows_alone(rng, value) -> None:
+    several = Sequences(rng, "int4", (4, 2, 80), Causal(), np.empty(0, np.float32))
+    for i in (1, 2):
+        several.rows[0][i][500] = value
+    out = several.attend((0, 0, 500), (1, 0, 70))
+    assert np.isfinite(out).all()
+    assert not np.isfinite(several.attend((0, 500, 100))).any()
+
+
 @pytest.mark.parametrize("kind", TOLERANCES)
 def test_causal_spans_have_the_bits_of_plain_attention(rng, kind) -> None:
     several = Sequences(rng, kind, (4, 2, 80), Causal(), np.empty(0, np.float32))
@@ -159,7 +189,8 @@ def test_wrong_spans_are_refused(rng) -> None:
         {"offsets": (1, 0, 3)}, {"offsets": (0, 0, 3)}, {"offsets": (-1, 1, 3)},
         {"spans": ((0, 2, 0), (0, 1, 1), (1, 2, 0))}, {"spans": ((0, 1, 0), (1, 2, 1), (0, 1, 0))},
         {"spans": ((0, 1, 0), (0, 1, 1), (0, 2, 0))}, {"spans": ((0, 1, 0), (0, 0, 1), (1, 2, 0))},
-        {"spans": ((-1, 1, 0), (0, 1, 1), (1, 2, 0))}, {"spans": ((0, 1, -1), (0, 1, 1), (1, 2, 0))},
+        {"spans": ((-1, 1, 0), (0, 1, 1), (1, 2, 0))},
+        {"spans": ((0, 1, -1), (0, 1, 1), (1, 2, 0))},
     ):  # fmt: skip
         with pytest.raises(ValueError):
             attend(**wrong)

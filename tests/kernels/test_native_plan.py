@@ -11,6 +11,7 @@ import pytest
 
 from fourbee.foundation.errors import CapacityError
 from fourbee.kernels import _native as native
+from fourbee.kernels.attention_pattern import Causal, SlidingWindow
 from fourbee.kernels.native_ops import open_native
 from fourbee.kernels.operations import Linear
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights, forward
@@ -42,9 +43,12 @@ def random_weights(ops, rng, tied=True) -> Qwen3Weights:
     return Qwen3Weights(config, table, blocks, norm(128), Linear(table))
 
 
-@pytest.fixture(params=["none", "int8", "int4"])
+@pytest.fixture(
+    params=[("none", "auto"), ("int8", "auto"), ("int4", "auto"), ("none", "int4")], ids="-".join
+)
 def network(request):
-    ops = open_native("float32", request.param)
+    quantize, kv_type = request.param
+    ops = open_native("float32", quantize, kv_type=kv_type)
     weights = random_weights(ops, np.random.default_rng(5))
 
     def run(ops, token_ids, positions, attention, rows):
@@ -78,6 +82,21 @@ def test_a_plan_gives_the_same_bits_as_its_operations(network) -> None:
     for one, other in zip(expected, found, strict=True):
         assert one.shape == other.shape and one.tobytes() == other.tobytes()
     assert len(found[1]) == 0
+
+
+def test_steps_with_patterns_run_outside_the_plan(network) -> None:
+    ops, config, run = network
+    plan, ids = ops.planned(run), np.arange(100) % config.vocab_size
+    results = []
+    for chosen, pattern in ((run, SlidingWindow(3)), (plan, SlidingWindow(3)), (plan, Causal())):
+        cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128)
+        attention = ops.cached_attention([(cache, 100)], [pattern])
+        results.append(chosen(ops, ids, np.arange(100), attention, np.array([2, 99])))
+        assert cache.length == 100
+    windowed, planned, causal = results
+    assert planned.tobytes() == windowed.tobytes()
+    # What three positions see is the same; what comes later is not.
+    assert np.array_equal(planned[0], causal[0]) and not np.allclose(planned[1], causal[1])
 
 
 def test_an_aborted_step_leaves_its_caches_and_the_next_one_runs(network) -> None:
