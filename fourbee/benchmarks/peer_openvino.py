@@ -28,9 +28,9 @@ class Peer:
 
     def __init__(self, config: dict[str, Any], threads: int) -> None:
         self.config = config
-        builder = openvino_model.Builder(config)
-        model = builder.build()
-        self.weight_bytes = builder.bits / 8
+        self.builder = openvino_model.Builder(config)  # holds the weights
+        model = self.builder.build()
+        self.weight_bytes = self.builder.bits / 8
         settings = _SETTINGS | {"INFERENCE_NUM_THREADS": str(threads)}
         self.compiled = ov.Core().compile_model(model, "CPU", settings)
         self.request = self.compiled.create_infer_request()
