@@ -25,7 +25,7 @@ from fourbee.text import chat_format
 
 
 def write_packed(folder: Path, shape: str) -> int:
-    """Writes the shape in int4 with a tokenizer to a folder that exists; bytes of its weights."""
+    """Writes the shape in int4 to a folder that exists; the bytes of its tensors."""
     form = FORMATS["int4"]
     config = replace(shape_config(shape), quantization=form)
     shapes, rng = tensor_shapes(config), np.random.default_rng(0)
@@ -40,7 +40,6 @@ def write_packed(folder: Path, shape: str) -> int:
 
     sizes = [int(np.prod(parts)) * dtype.itemsize for dtype, parts in layout.values()]
     write_files(folder, config, layout, tensor, sum(sizes))
-    write_tokenizer(folder)
     return sum(sizes)
 
 

@@ -123,7 +123,10 @@ def deepened(state: Any, depth: int) -> Any:
         end = start + 12 + size * count
         if end > len(state):
             return None
-        parts += [state[start : start + 12], state[start + 12 : end].reshape(count, size)[rows].ravel()]
+        parts += [
+            state[start : start + 12],
+            state[start + 12 : end].reshape(count, size)[rows].ravel(),
+        ]
         start = end
     return np.concatenate([*parts, state[start:]])
 

@@ -37,10 +37,12 @@ def limits() -> Limits:
     )
 
 
-def best(one: Limits, other: Limits) -> Limits:
-    """The higher of two measurements of each."""
+def best(*several: Limits) -> Limits:
+    """The highest of some measurements of each."""
     return Limits(
-        max(one.read_bytes, other.read_bytes), max(one.int8, other.int8), max(one.bf16, other.bf16)
+        max(one.read_bytes for one in several),
+        max(one.int8 for one in several),
+        max(one.bf16 for one in several),
     )
 
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from fourbee.benchmarks.checkpoint import write_packed, write_tokenizer
 from fourbee.benchmarks.shapes import shape_config
 from fourbee.foundation.errors import FourbeeError
 
-# What is allowed beside packed weights, keys and values.
-ALLOWED_BYTES = 400_000_000
 _READY = re.compile(r"ready: (http://\S+)")
 _SAMPLED_SECONDS = 0.02
 
@@ -36,6 +38,36 @@ class Start:
     answer_seconds: float  # to the first answer, one token to a prompt of one
     ready_bytes: int
     most_bytes: int  # while a prompt that fills the context was read and answered
+
+
+def measure_starts(shape: str, context: int, rounds: int) -> dict[str, Any]:
+    """The numbers of some starts, by name; the first, which warms the page cache, is left out."""
+    shape_config(shape)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / shape
+        folder.mkdir()
+        packed = write_packed(folder, shape)
+        tokenizer = write_tokenizer(folder)
+        _, *starts = (
+            measure_start(folder, context if number == 1 else 0) for number in range(rounds + 1)
+        )
+        file = sum(one.stat().st_size for one in folder.glob("*.safetensors"))
+    most, kept = max(one.most_bytes for one in starts), kv_bytes(shape, context)
+    return {
+        "tokenizer": tokenizer,
+        "ready_seconds": _spread([one.ready_seconds for one in starts]),
+        "answer_seconds": _spread([one.answer_seconds for one in starts]),
+        "context": context,
+        "packed_bytes": file,
+        "kv_bytes": kept,
+        "ready_bytes": statistics.median(one.ready_bytes for one in starts),
+        "most_bytes": most,
+        "beyond_bytes": most + file - packed - kept,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def kv_bytes(shape: str, context: int) -> int:

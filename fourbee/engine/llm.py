@@ -89,7 +89,9 @@ class LLM:
         files.check()
         tokenizer, defaults = files.tokenizer, files.defaults
         config = files.config
-        ops = open_operations(backend, device, dtype, config.torch_dtype, quantize, config.head_dim)
+        ops = open_operations(
+            backend, device, dtype, config.torch_dtype, quantize, config.head_dim, config.packed
+        )
         return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(

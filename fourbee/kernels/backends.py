@@ -51,12 +51,15 @@ def open_operations(
     checkpoint_dtype: str = "bfloat16",
     quantize: str = "none",
     head_dim: int = 128,
+    packed: str = "none",
 ) -> Operations:
     """The operations of a backend. UsageError when it is not there or cannot do what is asked.
 
     `device`: "auto" (CUDA where torch has it), "cpu", "cuda" or "cuda:N". `dtype`: "auto" (what
     the checkpoint is in; float32 for float16 on a CPU), "float32", "bfloat16" or "float16".
     `quantize`: "none", "int8" or "int4", which packs the weights while they load (native alone).
+    `packed`: what the checkpoint is packed in already; native operations then keep keys and values
+    as if it had been packed while it loaded, unless a `dtype` is named.
     """
     chosen = choose_backend(backend, device, dtype, head_dim)
     if quantize not in QUANTIZATIONS:
@@ -99,6 +102,7 @@ def open_operations(
 
     if dtype == "auto":
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
+        quantize = packed if quantize == "none" else quantize
     return open_native(dtype, quantize)
 
 

@@ -79,6 +79,10 @@ def test_the_kind_of_native_weights_follows_the_type() -> None:
     assert open_operations("native", "cpu", "bfloat16", "float32").kv_kind == "bf16"
     int4 = open_operations("native", "cpu", "auto", "bfloat16", "int4").packing
     assert (int4.layers, int4.tables, int4.rotated) == ("int4", "int8", True)
+    # A packed checkpoint's keys and values are int8 as its like's are, unless a type is named.
+    packed = {"checkpoint_dtype": "bfloat16", "packed": "int4"}
+    assert open_operations("native", "cpu", **packed).kv_kind == "int8"
+    assert open_operations("native", "cpu", "bfloat16", **packed).kv_kind == "bf16"
     assert refusal("native", "cpu", "float16") == (
         "dtype = 'float16': native operations compute in float32 or bfloat16",
         "dtype",
