@@ -173,8 +173,7 @@ def outside(
     llm = random_llm(shape, threads)
     found = [measure_outside(llm, one, rounds) for one in batch or (1, 8)]
     about = {"kind": "outside", "shape": shape, "quantize": "int4"}
-    about |= {"results": [asdict(one) for one in found]}
-    _tell(about, outside_table(found), output)
+    _tell(about | {"results": [asdict(one) for one in found]}, outside_table(found), output)
 
 
 @bench_app.command()

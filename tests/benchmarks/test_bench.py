@@ -9,10 +9,10 @@ from importlib.util import find_spec
 import pytest
 
 from fourbee.benchmarks.report import table
-from fourbee.benchmarks.roofline import Limits, share_of_limit
+from fourbee.benchmarks.roofline import Limits, best, share_of_limit
 from fourbee.benchmarks.shapes import SHAPES, random_model, weight_bytes
 from fourbee.benchmarks.work import Rate, Work, measure, running
-from fourbee.cli import run
+from fourbee.cli import bench, run
 from fourbee.foundation.errors import FourbeeError, UsageError
 
 WORKER = [sys.executable, "-m", "fourbee.benchmarks.worker", "--shape", "tiny", "--threads", "1"]
@@ -60,6 +60,33 @@ def test_shares_of_the_limit() -> None:
     assert abs(found / expected - 1) < 1e-6
 
 
+def test_limits_are_the_highest_of_several() -> None:
+    assert best(Limits(1, 5, 3), Limits(2, 4, 1), Limits(0, 1, 2)) == Limits(2, 5, 3)
+
+
+def test_each_share_is_of_the_limits_before_and_after_its_work(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    slow, fast = Limits(10e9, 100e9, 50e9), Limits(20e9, 300e9, 100e9)
+    taken = iter([slow, fast, fast, slow, slow])
+    monkeypatch.setattr("fourbee.benchmarks.roofline.limits", lambda: next(taken))
+    words = ["bench", "roofline", "--shape", "tiny", "--rounds", "1", "--output", str(tmp_path)]
+    for work in ("prefill:8", "decode:1", "decode:2", "decode:3"):
+        words += ["--work", work]
+    assert run(words) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    around = list(document["limits_around"].values())
+    assert around == [vars(fast), vars(fast), vars(fast), vars(slow)]
+    assert document["limits"] == vars(fast)
+    rate = document["results"][3]["tokens_per_second"]["fourbee"]["median"]
+    size = document["weight_bytes"]["fourbee"]
+    expected = share_of_limit(Work("decode", 16, 16, 3), "tiny", size, rate, slow)
+    assert abs(document["shares_of_the_limit"]["decode, batch 3"] - expected) < 0.0006
+    assert "Shares of the limits around each: prefill 8" in (
+        (tmp_path / "roofline-tiny.md").read_text()
+    )
+
+
 def test_the_table_has_ratios() -> None:
     rates = {"fourbee": Rate(20, 19, 21), "other": Rate(10, 9, 11)}
     assert table({Work("decode", 16): rates}).splitlines()[-1] == (
@@ -75,6 +102,15 @@ def test_offline_writes_one_document(tmp_path, capsys) -> None:
     assert document["machine"]["threads"] >= 1
     assert json.loads((tmp_path / "offline-tiny.json").read_text()) == document
     assert "| prefill 64 |" in (tmp_path / "offline-tiny.md").read_text()
+
+
+def test_the_default_works_are_all_rows_of_the_table_of_speed() -> None:
+    names = [Work.parse(text).name for text in bench._WORKS]
+    assert names == [
+        "prefill 1024", "prefill 4096", "prefill 1024, depth 4096", "decode, batch 1",
+        "decode, batch 1, depth 4096", "decode, batch 1, depth 16384", "decode, batch 4",
+        "decode, batch 8", "decode, batch 16",
+    ]  # fmt: skip
 
 
 def test_bad_words_get_one_line(capsys) -> None:
