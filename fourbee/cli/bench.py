@@ -77,7 +77,11 @@ def peers(
     rounds: Rounds = 3,
     output: Output = None,
     peers_python: Annotated[
-        str, typer.Option(help="The Python that has llama_cpp or openvino; default: this one.")
+        str,
+        typer.Option(
+            help="The Python that has llama_cpp or openvino; default: this one.",
+            show_default=False,
+        ),
     ] = sys.executable,
 ) -> None:
     """fourbee beside llama.cpp and OpenVINO, in turn, in one run: one shape, four bits each.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fourbee.benchmarks import report
+from fourbee.benchmarks.peer_llama import deepened
 from fourbee.benchmarks.report import table
 from fourbee.benchmarks.roofline import Limits, best, share_of_limit
 from fourbee.benchmarks.shapes import SHAPES, random_model, weight_bytes
@@ -120,6 +124,42 @@ def test_bad_words_get_one_line(capsys) -> None:
     assert "work = 'walk:3': expected prefill" in capsys.readouterr().err.replace("\n", " ")
     assert run(["bench", "peers", "--peers-python", "/bin/false"]) == 2
     assert "has no llama_cpp and no openvino" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_state_of_llama_cpp_is_repeated_to_its_depth() -> None:
+    # One empty stream before it; three cells; one layer of keys (4 bytes a row), then values (2).
+    def state(positions: list[int], keys: bytes, values: bytes) -> np.ndarray:
+        count = len(positions)
+        words = [7, 0, 2, 0, count, *(word for at in positions for word in (at, 1, 1)), 0, 1]
+        parts = [np.array(words, np.uint32).tobytes()]
+        for kind, width, rows in ((1, 4, keys), (2, 2, values)):
+            parts += [np.uint32(kind).tobytes(), np.uint64(width).tobytes(), rows]
+        return np.frombuffer(b"".join(parts) + b"end!", np.uint8)
+
+    short = state([0, 1, 2], b"aaaabbbbcccc", b"xxyyzz")
+    deep = state([0, 1, 2, 3, 4], b"aaaabbbbccccaaaabbbb", b"xxyyzzxxyy")
+    assert deepened(short, 5).tobytes() == deep.tobytes()
+    assert deepened(short, 3).tobytes() == short.tobytes()
+    # A version with another layout: positions elsewhere, or less than it says.
+    assert deepened(state([1, 2, 3], b"aaaabbbbcccc", b"xxyyzz"), 5) is None
+    assert deepened(short[:-8], 5) is None
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvinos_constants_live_as_long_as_the_model(monkeypatch) -> None:
+    # They lie where their arrays do: freed ones once ended the 4B's first step with signal 11.
+    monkeypatch.syspath_prepend(str(Path(report.__file__).parent))  # a script finds its neighbour
+    import peer_openvino
+
+    config = {
+        "num_hidden_layers": 1, "hidden_size": 256, "head_dim": 128, "intermediate_size": 512,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
+        "tie_word_embeddings": True, "rope_theta": 5e6, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    peer = peer_openvino.Peer(config, 1)
+    # Seven matrices of four bits, numbers and zero points each.
+    assert len(peer.builder.arrays) == 14
+    assert peer.seconds("decode", 2, 100, 2) > 0
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama_cpp is not installed")
