@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "noise.h"
 #include "simd.h"
 
 namespace fourbee {
@@ -18,6 +19,7 @@ namespace {
 #include "products.inl"
 #include "packing.inl"
 #include "attention.inl"
+#include "head.inl"
 #include "peaks.inl"
 
 }  // namespace
@@ -29,7 +31,8 @@ namespace {
 
 const Kernels FOURBEE_JOINED(kernels_, FOURBEE_ISA_NAME) = {
     FOURBEE_STRING(FOURBEE_ISA_NAME), prepare, multiply, norm, rotate_heads, pack_block, unpack_row,
-    store_keys, attend, attend_split, join, spin_int8, spin_bf16, read_bytes,
+    store_keys, attend, attend_split, join,
+    scan_logits, scaled_mass, gather_logits, sample_logits, spin_int8, spin_bf16, read_bytes,
 };
 
 }  // namespace fourbee

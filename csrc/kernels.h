@@ -9,6 +9,8 @@ namespace fourbee {
 constexpr int64_t kBlockRows = 16;  // output rows of a packed block
 constexpr int64_t kPageKeys = 64;   // positions of a page of keys and values
 constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are joined
+constexpr int64_t kHeadColumns = 1536;    // of a row of logits that are summed up before sums are joined
+constexpr int64_t kMaximaColumns = 64;    // that share a maximum, by which the likeliest are found
 
 // int4a is int4 with a minimum beside every scale (affine).
 enum class Kind : int32_t { f32, bf16, int8, int4, int4a };
@@ -86,6 +88,29 @@ struct Partial {
   float* sum;
 };
 
+// A part of a row of logits: the largest, the sum of e^(logit - largest), and whether there is neither NaN nor +inf.
+struct LogitScan {
+  float largest, weight;
+  bool finite;
+};
+
+struct LikelyToken {
+  float logit;
+  int32_t id;
+};
+
+// Noise added to logits: (logit - peak) / temperature + Gumbel noise under a key; tokens less than min_p times as
+// likely as the likeliest do not count.
+struct NoisyRow {
+  float peak, temperature, min_p;
+  uint64_t key;
+};
+
+struct NoisyToken {
+  double noisy;
+  int64_t id;
+};
+
 struct Kernels {
   const char* name;
   void (*prepare)(const Source&, const Inputs&, int64_t row_begin, int64_t row_end);
@@ -102,6 +127,14 @@ struct Kernels {
   // One row's query heads over one split of the keys; partials of `group` query heads.
   void (*attend_split)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, int64_t split, Partial* partials);
   void (*join)(const PageLayout&, const AttentionRows&, int64_t head, int64_t row, const Partial* partials, int64_t splits);
+  // Also writes the maximum of every kMaximaColumns.
+  void (*scan_logits)(const float* logits, int64_t count, float* maxima, LogitScan* scan);
+  // The sum of e^((logit - peak) / temperature).
+  float (*scaled_mass)(const float* logits, int64_t count, float peak, float temperature);
+  // Those that are at least `least`, in order; ids count from `first`. Returns how many.
+  int64_t (*gather_logits)(const float* logits, int64_t count, float least, int64_t first, LikelyToken* tokens);
+  // Into `best` where one is more.
+  void (*sample_logits)(const NoisyRow&, const float* logits, int64_t count, int64_t first, NoisyToken* best);
   int32_t (*spin_int8)(int64_t turns);
   int32_t (*spin_bf16)(int64_t turns);
   int32_t (*read_bytes)(const uint8_t* data, int64_t size);

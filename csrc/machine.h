@@ -69,6 +69,14 @@ class TimedMutex {
   std::atomic<int64_t> held_{0};
 };
 
+// Memory of the head: logits and what is noted of their parts (head.cpp).
+struct LogitBuffers {
+  std::vector<float> values, maxima;
+  std::vector<LogitScan> scans;
+  std::vector<double> sums;
+  std::vector<NoisyToken> noisy;
+};
+
 // The kernels, the threads and memory that is used over and over: what is allocated anew each time
 // costs a page fault for every 4 KB.
 struct Machine {
@@ -80,6 +88,7 @@ struct Machine {
   std::vector<int32_t> sums;
   std::vector<Partial> partials;
   std::vector<float> partial_sums;
+  LogitBuffers plain_logits, changed_logits;
   std::atomic<bool> abort{false};      // asked for: the plan under way, or the next one, ends early
   std::atomic<int64_t> heartbeat{0};   // steps of plans that were done: stands still when something hangs
 };
@@ -137,6 +146,7 @@ inline void check_mlp(const Matrix& gate, const Matrix& up, const Matrix& down, 
 
 void bind_products(nb::module_& module);
 void bind_attention(nb::module_& module);
+void bind_head(nb::module_& module);
 void bind_plan(nb::module_& module);
 void bind_peaks(nb::module_& module);
 

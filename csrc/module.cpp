@@ -70,6 +70,7 @@ NB_MODULE(_native, module) {
 
   bind_products(module);
   bind_attention(module);
+  bind_head(module);
   bind_plan(module);
   bind_peaks(module);
 }

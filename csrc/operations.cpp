@@ -12,17 +12,6 @@ bool alike(const Matrix& a, const Matrix& b) {
   return inputs(a.kind) == inputs(b.kind) && a.columns == b.columns && a.group == b.group && a.rotated == b.rotated;
 }
 
-Inputs prepared(const Source& source, int64_t rows, const Matrix& matrix) {
-  Machine& m = machine();
-  const size_t numbers = size_t(rows * matrix.columns), groups = matrix.group ? numbers / size_t(matrix.group) : 0;
-  m.values.resize(std::max(m.values.size(), numbers * (matrix.kind == Kind::f32 ? 4 : matrix.kind == Kind::bf16 ? 2 : 1)));
-  m.scales.resize(std::max(m.scales.size(), groups));
-  m.sums.resize(std::max(m.sums.size(), groups));
-  const Inputs inputs{matrix.kind, rows, matrix.columns, matrix.group, matrix.rotated, m.values.data(), m.scales.data(), m.sums.data()};
-  share(rows, 1, [&](int64_t begin, int64_t end) { m.kernels->prepare(source, inputs, begin, end); });
-  return inputs;
-}
-
 void multiply(const Matrix& matrix, const Inputs& inputs, float* out, bool add) {
   const Product product{&matrix, &inputs, out, add};
   share(matrix.blocks(), 3, [&](int64_t begin, int64_t end) { machine().kernels->multiply(product, begin, end); });
@@ -39,6 +28,17 @@ struct AttentionTask {
 constexpr int64_t kRowTile = 32;
 
 }  // namespace
+
+Inputs prepared(const Source& source, int64_t rows, const Matrix& matrix) {
+  Machine& m = machine();
+  const size_t numbers = size_t(rows * matrix.columns), groups = matrix.group ? numbers / size_t(matrix.group) : 0;
+  m.values.resize(std::max(m.values.size(), numbers * (matrix.kind == Kind::f32 ? 4 : matrix.kind == Kind::bf16 ? 2 : 1)));
+  m.scales.resize(std::max(m.scales.size(), groups));
+  m.sums.resize(std::max(m.sums.size(), groups));
+  const Inputs inputs{matrix.kind, rows, matrix.columns, matrix.group, matrix.rotated, m.values.data(), m.scales.data(), m.sums.data()};
+  share(rows, 1, [&](int64_t begin, int64_t end) { m.kernels->prepare(source, inputs, begin, end); });
+  return inputs;
+}
 
 void embed_rows(const Matrix& table, const int64_t* ids, int64_t count, float* out) {
   share(count, 8, [&](int64_t begin, int64_t end) {

@@ -9,6 +9,8 @@
 
 namespace fourbee {
 
+// Rows made ready for matrices of this kind; in `machine()`'s memory until the next call.
+Inputs prepared(const Source& source, int64_t rows, const Matrix& matrix);
 void embed_rows(const Matrix& table, const int64_t* ids, int64_t count, float* out);
 void norm_rows(const Source& source, int64_t rows, int64_t columns, float* out);
 void linear_rows(const Matrix& matrix, const float* x, int64_t rows, float* out, bool add);

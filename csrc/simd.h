@@ -81,6 +81,8 @@ inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+// A bit for each lane of a that is less than b's; none where either is NaN.
+inline uint32_t below(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
@@ -136,6 +138,10 @@ inline F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b
 inline F abs(F x) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
+}
+inline uint32_t below(F x, F y) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ))) |
+         uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))) << 8;
 }
 inline F round(F x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -225,6 +231,7 @@ inline F fma(F a, F b, F c) { LANES c.v[i] += a.v[i] * b.v[i]; return c; }
 inline F max(F a, F b) { LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 inline F min(F a, F b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 inline F abs(F a) { LANES a.v[i] = std::fabs(a.v[i]); return a; }
+inline uint32_t below(F a, F b) { uint32_t r = 0; LANES r |= uint32_t(a.v[i] < b.v[i]) << i; return r; }
 inline F round(F a) { LANES a.v[i] = std::nearbyintf(a.v[i]); return a; }
 inline F to_float(I a) { F r; LANES r.v[i] = float(a.v[i]); return r; }
 inline I to_int(F a) { I r; LANES r.v[i] = int32_t(std::nearbyintf(a.v[i])); return r; }

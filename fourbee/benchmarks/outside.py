@@ -1,8 +1,9 @@
 """The share of a decoding step that is spent outside the kernels, through the whole of `LLM`.
 
-Outside is whatever happens between the native entries: scheduling, arrays, sampling in NumPy, text.
-The native side keeps the time inside its entries (`TimedMutex` in csrc/machine.h); what a plan does
-between its own operations counts as inside there.
+Outside is whatever happens between the native entries: scheduling, arrays, what NumPy does of the
+head, text. The native side keeps the time inside its entries (`TimedMutex` in csrc/machine.h). What
+a plan does between its operations counts as inside: at most 50 ns an operation, a thousandth of a
+step of the 0.6B (a plan of 250 norms of 128 numbers takes 12 us).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 def isa() -> str: ...
 def isas() -> list[str]: ...
@@ -65,6 +66,37 @@ def attend(
     page_offsets: Integers,
     pages: Integers,
     out: Floats,
+) -> None: ...
+def select_tokens(
+    weights: PackedWeights,
+    hidden: Floats,
+    temperature: Floats,
+    top_k: Integers,
+    top_p: Floats,
+    min_p: Floats,
+    seed: npt.NDArray[np.uint64],
+    position: Integers,
+    bias_rows: Integers,
+    bias_ids: Integers,
+    bias_values: Floats,
+    bitmask: npt.NDArray[np.uint32],
+    token_ids: Integers,
+    logprobs: Floats,
+    logsumexp: Floats,
+    top_ids: Integers,
+    top_logprobs: Floats,
+    finite: Flags,
+) -> None: ...
+def score_targets(
+    weights: PackedWeights,
+    hidden: Floats,
+    targets: Integers,
+    token_ids: Integers,
+    logprobs: Floats,
+    logsumexp: Floats,
+    top_ids: Integers,
+    top_logprobs: Floats,
+    finite: Flags,
 ) -> None: ...
 
 class Plan:

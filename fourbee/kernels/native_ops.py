@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
-from fourbee.kernels import _native
+from fourbee.kernels import _native, native_head
 from fourbee.kernels.native_attention import NativeCache, PagedAttention
 from fourbee.kernels.native_plan import Plan
 from fourbee.kernels.numpy_ops import NumpyOperations, heads
 from fourbee.kernels.operations import (
     Attention,
     FloatArray,
+    HeadRequest,
+    HeadResult,
     IntArray,
     Linear,
     Network,
@@ -214,6 +216,18 @@ class NativeOperations(NumpyOperations):
 
     def cached_attention(self, chunks: Sequence[tuple[SequenceCache, int]]) -> Attention:
         return PagedAttention([(_own(cache), count) for cache, count in chunks])
+
+    def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
+        weight = head.weight
+        return native_head.select_tokens(hidden_RD, weight.weights, weight.shape[0], request)
+
+    def token_logprobs(
+        self, hidden_RD: FloatArray, head: Linear, targets: IntArray, num_top: int
+    ) -> HeadResult:
+        weight = head.weight
+        return native_head.score_targets(
+            hidden_RD, weight.weights, weight.shape[0], targets, num_top
+        )
 
     @property
     def rounds_keys(self) -> bool:

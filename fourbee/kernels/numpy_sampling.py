@@ -51,12 +51,12 @@ def gumbel_noise(seed: int, position: int, token_ids: IntArray) -> npt.NDArray[n
 
 def likeliest(logits_V: FloatArray, count: int) -> IntArray:
     """The ids of the `count` largest, largest first; of equal ones the lower id first."""
-    if count >= len(logits_V):
-        ids = np.arange(len(logits_V))
-    else:
-        ids = np.sort(np.argpartition(logits_V, -count)[-count:])
+    ids = np.arange(len(logits_V))
+    if count < len(logits_V):
+        least = np.partition(logits_V, -count)[-count]
+        ids = np.flatnonzero(~(logits_V < least))  # NaN counts as reaching it
     order: IntArray = ids[np.argsort(-logits_V[ids], kind="stable")]
-    return order
+    return order[:count]
 
 
 def _sample_row(logits_V: FloatArray, request: HeadRequest, row: int) -> int:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
-TESTS = Path(__file__).with_name("test_native_kernels.py")
+TESTS = [
+    Path(__file__).with_name(name) for name in ("test_native_kernels.py", "test_native_head.py")
+]
 
 
 @pytest.mark.parametrize("isa", native.isas()[:-1])
 def test_the_kernels_in_another_instruction_set(isa: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS)],
         env={**os.environ, "FOURBEE_ISA": isa},
         capture_output=True,
         text=True,

@@ -2,6 +2,8 @@
 
 import pytest
 
+from .fakes import eventually
+
 
 def test_the_example_of_the_description_is_answered(http):
     body = {
