@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -128,33 +127,32 @@ def roofline(
 ) -> None:
     """The machine's limits (memory, int8, bfloat16), and the share that each work reaches.
 
-    Limits are measured between the works: a share is of the best that came before and after its
-    work, as a shared machine is not as fast at all times.
+    Limits are measured before and after each round, as a shared machine is not as fast at all
+    times: a share is of the best that was found around the rounds of its work.
     """
+    from collections import defaultdict
     from dataclasses import asdict
 
-    from fourbee.benchmarks.roofline import best, limits, share_of_limit
+    from fourbee.benchmarks.roofline import Limits, best, limits, share_of_limit
 
-    taken = [limits()]
+    taken: dict[Work, list[Limits]] = defaultdict(list)
 
     def shares(systems: Sequence[System], results: Results) -> dict[str, Any]:
         size = systems[0].about["weight_bytes"]
-        around = [best(*pair) for pair in pairwise(taken)]
+        around = {one: best(*taken[one]) for one in results}
         return {
-            "limits": asdict(best(*taken)),
-            "limits_around": {
-                one.name: asdict(most) for one, most in zip(results, around, strict=True)
-            },
+            "limits": asdict(best(*around.values())),
+            "limits_around": {one.name: asdict(most) for one, most in around.items()},
             "shares_of_the_limit": {
                 one.name: round(share_of_limit(one, shape, size, by["fourbee"].median, most), 3)
-                for (one, by), most in zip(results.items(), around, strict=True)
+                for (one, by), most in zip(results.items(), around.values(), strict=True)
             },
         }
 
     about = {"kind": "roofline", "shape": shape, "quantize": "int4"}
     command = _ours(shape, None, "int4", None)
     _run({"fourbee": command}, work or _WORKS, rounds, output, about, shares,
-         after=lambda: taken.append(limits()))  # fmt: skip
+         between=lambda one: taken[one].append(limits()))  # fmt: skip
 
 
 @bench_app.command()
@@ -226,9 +224,12 @@ def _cores() -> int:
 
 def _run(
     commands: dict[str, list[str]], works: list[str], rounds: int, output: Path | None,
-    about: dict[str, Any], more: Any = None, after: Any = None,
+    about: dict[str, Any], more: Any = None, between: Any = lambda work: None,
 ) -> None:  # fmt: skip
-    """Measures and tells; `after` is called after each work, `more` says more in the end."""
+    """Measures and tells; `between` is called around rounds, `more` says more in the end.
+
+    When a system ends in the middle, what was measured before is told all the same.
+    """
     from fourbee.benchmarks.report import plot, rows, table
     from fourbee.benchmarks.work import Work, measure, running
 
@@ -237,17 +238,19 @@ def _run(
     results: dict[Work, dict[str, Rate]] = {}
     with running(commands) as systems:
         about["weight_bytes"] = {one.name: one.about["weight_bytes"] for one in systems}
-        for one in track(parsed, "measuring", console=console, transient=True):
-            results[one] = measure(systems, one, rounds)
-            rates = ", ".join(f"{n} {r.median:,.1f}" for n, r in results[one].items())
-            console.print(f"{one.name}: {rates} tokens/s")
-            if after:
-                after()
-        if more:
-            about |= more(systems, results)
-    name = _tell(about | {"results": rows(results)}, table(results), output)
-    if output and not plot(results, name, output / f"{name}.png"):
-        console.print("no plot: matplotlib is not installed (pip install 'fourbee[peers]')")
+        try:
+            for one in track(parsed, "measuring", console=console, transient=True):
+                results[one] = measure(systems, one, rounds, between)
+                rates = ", ".join(f"{n} {r.median:,.1f}" for n, r in results[one].items())
+                console.print(f"{one.name}: {rates} tokens/s")
+        finally:
+            if results:
+                about |= more(systems, results) if more else {}
+                name = _tell(about | {"results": rows(results)}, table(results), output)
+                if output and not plot(results, name, output / f"{name}.png"):
+                    console.print(
+                        "no plot: matplotlib is not installed (pip install 'fourbee[peers]')"
+                    )
 
 
 def _tell(about: dict[str, Any], table: str, output: Path | None) -> str:

@@ -68,21 +68,18 @@ def test_limits_are_the_highest_of_several() -> None:
     assert best(Limits(1, 5, 3), Limits(2, 4, 1), Limits(0, 1, 2)) == Limits(2, 5, 3)
 
 
-def test_each_share_is_of_the_limits_before_and_after_its_work(
-    tmp_path, capsys, monkeypatch
-) -> None:
+def test_each_share_is_of_the_best_limits_around_its_rounds(tmp_path, capsys, monkeypatch) -> None:
     slow, fast = Limits(10e9, 100e9, 50e9), Limits(20e9, 300e9, 100e9)
-    taken = iter([slow, fast, fast, slow, slow])
+    # Two rounds, one of them to warm up, of each of two works.
+    taken = iter([slow, fast, slow, slow])
     monkeypatch.setattr("fourbee.benchmarks.roofline.limits", lambda: next(taken))
-    words = ["bench", "roofline", "--shape", "tiny", "--rounds", "1", "--output", str(tmp_path)]
-    for work in ("prefill:8", "decode:1", "decode:2", "decode:3"):
-        words += ["--work", work]
-    assert run(words) == 0
+    words = ["bench", "roofline", "--shape", "tiny", "--work", "prefill:8", "--work", "decode:3"]
+    assert run([*words, "--rounds", "1", "--output", str(tmp_path)]) == 0
+    assert next(taken, None) is None
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    around = list(document["limits_around"].values())
-    assert around == [vars(fast), vars(fast), vars(fast), vars(slow)]
+    assert list(document["limits_around"].values()) == [vars(fast), vars(slow)]
     assert document["limits"] == vars(fast)
-    rate = document["results"][3]["tokens_per_second"]["fourbee"]["median"]
+    rate = document["results"][1]["tokens_per_second"]["fourbee"]["median"]
     size = document["weight_bytes"]["fourbee"]
     expected = share_of_limit(Work("decode", 16, 16, 3), "tiny", size, rate, slow)
     assert abs(document["shares_of_the_limit"]["decode, batch 3"] - expected) < 0.0006
@@ -106,6 +103,22 @@ def test_offline_writes_one_document(tmp_path, capsys) -> None:
     assert document["machine"]["threads"] >= 1
     assert json.loads((tmp_path / "offline-tiny.json").read_text()) == document
     assert "| prefill 64 |" in (tmp_path / "offline-tiny.md").read_text()
+
+
+def test_what_was_measured_before_a_system_ended_is_told(tmp_path, capsys, monkeypatch) -> None:
+    def measured(systems, work: Work, *_) -> dict[str, Rate]:
+        if work.batch == 2:
+            raise FourbeeError("fourbee ended with code -9 at: decode, batch 2")
+        return {"fourbee": Rate(2, 1, 3)}
+
+    monkeypatch.setattr("fourbee.benchmarks.work.measure", measured)
+    words = ["bench", "offline", "--shape", "tiny", "--work", "decode:1", "--work", "decode:2"]
+    assert run([*words, "--output", str(tmp_path)]) == 3
+    written = capsys.readouterr()
+    assert "ended with code -9" in written.err
+    document = json.loads(written.out.splitlines()[-1])
+    assert [row["work"] for row in document["results"]] == ["decode, batch 1"]
+    assert json.loads((tmp_path / "offline-tiny.json").read_text()) == document
 
 
 def test_the_default_works_are_all_rows_of_the_table_of_speed() -> None:
