@@ -88,7 +88,7 @@ def measure_start(folder: Path, context: int) -> Start:
         answered = time.perf_counter() - started
         with _most_anonymous_bytes(process.pid) as most:
             if context:
-                tokens = [1000 + index * 7 % 1000 for index in range(context - 8)]
+                tokens = [1000 + index * 7 % 1000 for index in range(max(1, context - 8))]
                 _complete(url, folder.name, tokens, 8)
     return Start(ready, answered, anonymous, max(most))
 
