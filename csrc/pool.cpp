@@ -6,7 +6,7 @@ namespace fourbee {
 namespace {
 
 // A worker looks for the next job this long before it sleeps: layers follow each other closely.
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kSpin = std::chrono::microseconds(500);
 
 void pause() {
 #if defined(__x86_64__)

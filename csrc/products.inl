@@ -9,6 +9,7 @@ constexpr int64_t kPrefetchBytes = 3072;
 struct TileArgs {
   const Product& product;
   int64_t row, block;
+  const uint8_t *ahead = nullptr, *ahead_end = nullptr;  // fetched meanwhile: a share of the next blocks
 };
 
 template <int M, int NB>
@@ -109,11 +110,13 @@ void tile_int(const TileArgs& a) {
   const int8_t* x = reinterpret_cast<const int8_t*>(in.values) + a.row * columns;
   const float* x_scales = in.scales + a.row * groups;
   const int32_t* x_sums = in.sums + a.row * groups;
-  const uint8_t* data = w.data + a.block * w.block_bytes;
+  const uint8_t *data = w.data + a.block * w.block_bytes, *ahead = a.ahead;
+  const int64_t ahead_bytes = ((a.ahead_end - ahead) / groups + 64) & ~int64_t(63);  // a group
   F sums[M][NB];
   for (auto& row : sums)
     for (F& one : row) one = zero();
   for (int64_t g = 0; g < groups; g++) {
+    for (const uint8_t* end = std::min(a.ahead_end, ahead + ahead_bytes); ahead < end; ahead += 64) prefetch(ahead);
     I products[M][NB];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
@@ -208,7 +211,11 @@ void multiply_floats(const Product& product, int64_t block_begin, int64_t block_
   }
 }
 
-// Integers, up to eight rows: one block at a time, which is one stream that is fetched ahead.
+// Rows that read weights as one stream, a block at a time, fetched ahead in it. That is better for as long as reading
+// takes longer than multiplying.
+template <Kind K>
+constexpr int64_t kFewRows = is_int4(K) ? 6 : 8;
+
 template <Kind K>
 void few_rows(const TileArgs& a, int64_t rows) {
   switch (rows) {
@@ -223,8 +230,8 @@ void few_rows(const TileArgs& a, int64_t rows) {
   }
 }
 
-// Many rows: tiles of four rows and three blocks, which read least for each product that fits the registers. The first
-// rows bring the blocks into the cache.
+// Many rows: tiles of four rows and three blocks, which read least for each product that fits the registers. All rows
+// of some blocks fetch the next ones, each tile its share, so that the memory works while they are multiplied.
 template <Kind K, int NB>
 void many_rows(const TileArgs& a, int64_t rows, bool first) {
   switch (rows) {
@@ -238,24 +245,27 @@ void many_rows(const TileArgs& a, int64_t rows, bool first) {
 template <Kind K>
 void multiply_integers(const Product& product, int64_t block_begin, int64_t block_end) {
   const int64_t rows = product.inputs->rows;
-  if (rows <= 8) {
+  if (rows <= kFewRows<K>) {
     for (int64_t block = block_begin; block < block_end; block++) few_rows<K>({product, 0, block}, rows);
     return;
   }
   for (int64_t chunk = 0; chunk < rows; chunk += kRowChunk) {
-    const int64_t chunk_end = std::min(rows, chunk + kRowChunk);
+    const int64_t chunk_rows = std::min(rows - chunk, kRowChunk), tiles = (chunk_rows + 3) / 4;
     for (int64_t block = block_begin; block < block_end;) {
-      const int64_t several = std::min<int64_t>(3, block_end - block);
-      for (int64_t row = chunk; row < chunk_end; row += 4) {
-        const TileArgs a{product, row, block};
-        const int64_t count = chunk_end - row;
+      const int64_t several = std::min<int64_t>(3, block_end - block), next = block + several;
+      const uint8_t* ahead = product.matrix->data + next * product.matrix->block_bytes;
+      const int64_t size = std::min<int64_t>(3, block_end - next) * product.matrix->block_bytes;
+      for (int64_t i = 0; i < tiles; i++) {
+        const TileArgs a{product, chunk + 4 * i, block, ahead + size * i / tiles, ahead + size * (i + 1) / tiles};
+        const int64_t count = chunk_rows - 4 * i;
+        const bool first = i == 0 && block == block_begin;
         switch (several) {
-          case 1: many_rows<K, 1>(a, count, row == chunk); break;
-          case 2: many_rows<K, 2>(a, count, row == chunk); break;
-          default: many_rows<K, 3>(a, count, row == chunk); break;
+          case 1: many_rows<K, 1>(a, count, first); break;
+          case 2: many_rows<K, 2>(a, count, first); break;
+          default: many_rows<K, 3>(a, count, first); break;
         }
       }
-      block += several;
+      block = next;
     }
   }
 }
