@@ -1,4 +1,4 @@
-// What this machine can do at most, as Python asks it.
+// What this machine can do at most, and how long the kernels have worked, as Python asks it.
 #include <chrono>
 
 #include "machine.h"
@@ -45,6 +45,7 @@ void bind_peaks(nb::module_& module) {
   module.def("peak_int8", [](int64_t turns) { return peak(machine().kernels->spin_int8, turns, 16 * 64); }, nb::arg("turns"));
   module.def("peak_bf16", [](int64_t turns) { return peak(machine().kernels->spin_bf16, turns, 16 * 32); }, nb::arg("turns"));
   module.def("read_bandwidth", &read_bandwidth, nb::arg("data"));
+  module.def("busy_seconds", [] { return machine().busy.seconds(); }, "Time inside the entries that compute, since the process began.");
 }
 
 }  // namespace fourbee

@@ -1,13 +1,23 @@
-"""Writes docs/cli.md from the program's own help; a test compares, so that it stays true."""
+"""Writes docs/cli.md from the program's own help, and the README's speed from benchmarks/results.
+
+Tests compare, so that both stay true.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-PATH = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+ROOT = Path(__file__).resolve().parent.parent
+PATH = ROOT / "docs" / "cli.md"
+README = ROOT / "README.md"
+# Whose runs of `fourbee bench peers` the README shows.
+SHAPES = ("0.6B", "4B")
+SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end of speed -->)", re.DOTALL)
 COMMANDS = (
     "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
+    "bench offline", "bench peers", "bench roofline", "bench outside", "bench start",
     "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
 )  # fmt: skip
 
@@ -28,5 +38,16 @@ def cli_reference() -> str:
     return "\n".join(parts)
 
 
+def with_speed(readme: str) -> str:
+    """The README with the tables that `fourbee bench peers` wrote."""
+    parts = []
+    for shape in SHAPES:
+        page = (ROOT / "benchmarks" / "results" / f"peers-{shape}.md").read_text(encoding="utf-8")
+        rows = [line for line in page.splitlines() if line.startswith("|")]
+        parts.append("\n".join([f"{shape}:", "", *rows, "", ""]))
+    return SPEED.sub(lambda _: "".join(parts), readme)
+
+
 if __name__ == "__main__":
     PATH.write_text(cli_reference(), encoding="utf-8")
+    README.write_text(with_speed(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -30,6 +30,8 @@ class Builder:
         self.rng = np.random.default_rng(0)
         self.drawn = self.rng.integers(0, 256, _DRAWN, dtype=np.uint8)
         self.sinks: list[Any] = []
+        # Constants of 4 bits lie where their arrays do: these must live as long as the model.
+        self.arrays: list[Any] = []
         self.bits = self.weights = 0
 
     def build(self) -> Any:
@@ -131,13 +133,9 @@ class Builder:
     def _halves(self, rows: int, columns: int) -> Any:
         """A 4-bit matrix: u4 in groups, with a zero point and a float16 scale each."""
         groups = columns // GROUP
-        numbers = self._packed([rows, groups, GROUP])
-        zeros = op.constant(
-            ov.Tensor(
-                np.full(-(-rows * groups // 2), 0x88, np.uint8), ov.Shape([rows, groups, 1]),
-                ov.Type.u4,
-            )
-        )  # fmt: skip
+        halves = np.resize(self.drawn, rows * columns // 2)
+        numbers = self._constant(halves, [rows, groups, GROUP])
+        zeros = self._constant(np.full(-(-rows * groups // 2), 0x88, np.uint8), [rows, groups, 1])
         scales = op.constant(np.full((rows, groups, 1), _DEVIATION / 4.6, dtype=np.float16))
         centred = op.subtract(op.convert(numbers, "f16"), op.convert(zeros, "f16"))
         dense = op.reshape(op.multiply(centred, scales), _int([rows, columns]), False)
@@ -155,9 +153,9 @@ class Builder:
         self.weights += rows * columns
         return op.convert(op.multiply(centred, scales), "f32")
 
-    def _packed(self, shape: list[int]) -> Any:
-        data = np.resize(self.drawn, int(np.prod(shape)) // 2)
-        return op.constant(ov.Tensor(data, ov.Shape(shape), ov.Type.u4))
+    def _constant(self, halves: Any, shape: list[int]) -> Any:
+        self.arrays.append(halves)
+        return op.constant(ov.Tensor(halves, ov.Shape(shape), ov.Type.u4))
 
 
 def _input(name: str, shape: list[int], kind: Any = ov.Type.i64) -> Any:

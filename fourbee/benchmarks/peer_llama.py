@@ -3,6 +3,7 @@
 `python peer_llama.py '{"layers": 36, ...}' THREADS` runs in any environment that has `llama_cpp` and `gguf`:
 writes a GGUF file of the shape with random Q4_0 weights (the tied table Q6_K, as llama.cpp's own
 quantiser has it), loads it, and answers a line of JSON for a line. Flash attention, batches of 512.
+A depth is made of the keys and values of 512 tokens, repeated: reading 16,384 would take minutes.
 """
 
 # ruff: noqa: E501
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_CHUNK = 512  # tokens that are read at a time
 
 
 def describe(writer: Any, shape: dict[str, Any]) -> None:
@@ -92,6 +95,42 @@ def write_model(path: Path, shape: dict[str, Any]) -> int:
     return total
 
 
+def deepened(state: Any, depth: int) -> Any:
+    """The state of one sequence with its tokens repeated until there are `depth`, or None.
+
+    The layout is llama.cpp's own (llama-kv-cache.cpp: two words, then for each stream a count,
+    position and owners of each cell, and for each layer a type, a row's size and the rows of keys;
+    the same of values). None where a version has another.
+    """
+    words = state[: len(state) // 4 * 4].view(np.uint32)
+    place = 3
+    while place < len(words) and not words[place]:
+        place += 1  # streams of other sequences
+    count = int(words[place])
+    cells = words[place + 1 : place + 1 + 3 * count].reshape(-1, 3)
+    transposed, layers = (int(word) for word in words[place + 1 + 3 * count :][:2])
+    if transposed or not (cells[:, 0] == np.arange(count)).all() or not (cells[:, 1] == 1).all():
+        return None
+    rows = np.arange(depth) % count
+    positions = cells[rows]
+    positions[:, 0] = np.arange(depth)
+    start, byte = (place + 1 + 3 * count) * 4, np.uint8
+    before = np.append(words[:place], depth).astype(np.uint32)
+    parts = [before.view(byte), positions.view(byte).ravel(), state[start : start + 8]]
+    start += 8
+    for _ in range(2 * layers):
+        size = int(state[start + 4 : start + 12].copy().view(np.uint64)[0])
+        end = start + 12 + size * count
+        if end > len(state):
+            return None
+        parts += [
+            state[start : start + 12],
+            state[start + 12 : end].reshape(count, size)[rows].ravel(),
+        ]
+        start = end
+    return np.concatenate([*parts, state[start:]])
+
+
 class Llama:
     """A model and a context that is made anew for each size of work."""
 
@@ -130,18 +169,33 @@ class Llama:
         if self.context:
             self.api.llama_free(self.context)
         params = self.api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = length * batch, 512, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = length * batch, _CHUNK, _CHUNK
         params.n_seq_max = batch
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = 1
         self.context = self.api.llama_init_from_model(self.model, params)
         self.filled = (depth, batch)
         for sequence in range(batch):
-            self._read(sequence, 0, depth)
+            self._read(sequence, 0, min(depth, _CHUNK))
+            if depth > _CHUNK:
+                self._deepen(sequence, depth)
+
+    def _deepen(self, sequence: int, depth: int) -> None:
+        byte = ctypes.POINTER(ctypes.c_uint8)
+        size = self.api.llama_state_seq_get_size(self.context, sequence)
+        state = np.empty(size, np.uint8)
+        self.api.llama_state_seq_get_data(self.context, state.ctypes.data_as(byte), size, sequence)
+        deep = deepened(state, depth)
+        if deep is None:
+            self._read(sequence, _CHUNK, depth - _CHUNK)
+            return
+        source = deep.ctypes.data_as(byte)
+        if not self.api.llama_state_seq_set_data(self.context, source, len(deep), sequence):
+            raise SystemExit(f"llama.cpp takes no state of {depth} tokens")
 
     def _read(self, sequence: int, start: int, count: int) -> None:
-        for first in range(0, count, 512):
-            here = min(512, count - first)
+        for first in range(0, count, _CHUNK):
+            here = min(_CHUNK, count - first)
             self._decode([(sequence, start + first + i, i == here - 1) for i in range(here)])
 
     def _decode(self, rows: list[tuple[int, int, bool]]) -> None:

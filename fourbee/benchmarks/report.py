@@ -1,18 +1,20 @@
-"""What a run leaves behind: one JSON document, a table in Markdown, a plot."""
+"""What a run leaves behind: rows of a JSON document, tables in Markdown, a plot."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourbee.benchmarks.work import Rate, Work
+
+if TYPE_CHECKING:
+    from fourbee.benchmarks.outside import Outside
 
 Results = Mapping[Work, Mapping[str, Rate]]
 
@@ -50,13 +52,34 @@ def _processor() -> str:
     )
 
 
-def document(about: Mapping[str, Any], results: Results) -> str:
-    """The JSON document, in one line."""
-    rows = [
+def rows(results: Results) -> list[dict[str, Any]]:
+    """The works and their rates, for the JSON document."""
+    return [
         {"work": work.name, **asdict(work), "tokens_per_second": _plain(by)}
         for work, by in results.items()
     ]
-    return json.dumps({**about, "machine": machine(), "results": rows})
+
+
+def described(about: Mapping[str, Any]) -> str:
+    """The head of a page in Markdown: what was measured, where and when, against which limits."""
+    where = about["machine"]
+    measured = "Tokens a second: median (lowest - highest)." if "weight_bytes" in about else ""
+    lines = [
+        f"# {about['kind']}: {about.get('shape') or about.get('model')}", "",
+        f"{where['processor']}, {where['threads']} threads, {where['instructions']}; commit "
+        f"{where['commit']}, {where['date']}. {measured}".rstrip(),
+    ]  # fmt: skip
+    if limits := about.get("limits"):
+        lines.append(
+            f"Limits: memory {limits['read_bytes'] / 1e9:.1f} GB/s, int8 "
+            f"{limits['int8'] / 1e9:.0f}, bfloat16 {limits['bf16'] / 1e9:.0f} GMAC/s."
+        )
+        shares = about["shares_of_the_limit"].items()
+        lines.append(
+            "Shares of the limits around each: "
+            + "; ".join(f"{n} {100 * s:.0f}%" for n, s in shares) + "."
+        )  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def _plain(rates: Mapping[str, Rate]) -> dict[str, dict[str, float]]:
@@ -74,6 +97,44 @@ def table(results: Results) -> str:
         cells += [f"{r.median:,.1f} ({r.low:,.1f} - {r.high:,.1f})" for r in by.values()]
         cells += [f"{by[names[0]].median / by[peer].median:.2f}" for peer in peers]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def outside_table(found: Sequence[Outside]) -> str:
+    """Shares of the step in percent: median (lowest - highest)."""
+    lines = ["| batch | a step, ms | outside the kernels |", "|---|---|---|"]
+    lines += [
+        f"| {one.batch} | {1e3 * one.step_seconds:.2f} | {100 * one.median:.1f}% "
+        f"({100 * one.low:.1f} - {100 * one.high:.1f}) |"
+        for one in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def start_table(found: Mapping[str, Any]) -> str:
+    """Seconds: median (lowest - highest); memory in MB of a million bytes."""
+
+    def seconds(key: str) -> str:
+        rate = found[key]
+        return f"{rate['median']:.2f} ({rate['low']:.2f} - {rate['high']:.2f})"
+
+    def size(count: int) -> str:
+        return f"{count / 1e6:,.0f} MB"
+
+    lines = [
+        "| | |", "|---|---|",
+        f"| process start to ready, s | {seconds('ready_seconds')} |",
+        f"| process start to the first answer, s | {seconds('answer_seconds')} |",
+        f"| packed file | {size(found['packed_bytes'])} |",
+        f"| RssAnon when ready | {size(found['ready_bytes'])} |",
+    ]  # fmt: skip
+    if found["context"]:
+        lines += [
+            f"| keys and values of {found['context']:,} tokens | {size(found['kv_bytes'])} |",
+            f"| RssAnon at most, filling the context | {size(found['most_bytes'])} |",
+            f"| RssAnon + packed file, beyond packed weights + keys and values | "
+            f"{size(found['beyond_bytes'])} |",
+        ]
     return "\n".join(lines) + "\n"
 
 

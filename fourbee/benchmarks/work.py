@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -111,8 +111,14 @@ def running(commands: Mapping[str, Sequence[str]]) -> Iterator[list[System]]:
         yield systems
 
 
-def measure(systems: Sequence[System], work: Work, rounds: int = ROUNDS) -> dict[str, Rate]:
-    """Rates by system: one round to warm up, then rounds of all systems in turn."""
+def measure(
+    systems: Sequence[System], work: Work, rounds: int = ROUNDS,
+    between: Callable[[Work], None] = lambda work: None,
+) -> dict[str, Rate]:  # fmt: skip
+    """Rates by system: one round to warm up, then rounds of all systems in turn.
+
+    `between` is called after each of these rounds, while no system works.
+    """
     tokens = work.tokens * work.batch
     rates: dict[str, list[float]] = {system.name: [] for system in systems}
     for number in range(rounds + 1):
@@ -120,4 +126,5 @@ def measure(systems: Sequence[System], work: Work, rounds: int = ROUNDS) -> dict
             seconds = system.seconds(work)
             if number:
                 rates[system.name].append(tokens / seconds)
+        between(work)
     return {name: Rate(statistics.median(r), min(r), max(r)) for name, r in rates.items()}

@@ -92,8 +92,9 @@ def loaded_model(
 ) -> tuple[Qwen3Weights, NativeOperations]:
     """A checkpoint's weights, as `serve --backend native` has them."""
     checkpoint = open_checkpoint(resolve_model(model))
-    dtype = "bfloat16" if checkpoint.config.torch_dtype == "bfloat16" else "float32"
-    ops = open_native(dtype, quantize, threads)
+    config = checkpoint.config
+    dtype = "bfloat16" if config.torch_dtype == "bfloat16" else "float32"
+    ops = open_native(dtype, config.packed if quantize == "none" else quantize, threads)
     assert isinstance(ops, NativeOperations)
     return checkpoint.load_weights(ops), ops
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 if TYPE_CHECKING:
+    from fourbee.benchmarks.report import Results
     from fourbee.benchmarks.work import Rate, System, Work
 
 bench_app = typer.Typer(
@@ -19,8 +20,8 @@ bench_app = typer.Typer(
     no_args_is_help=True,
 )  # fmt: skip
 
-_WORKS = ["prefill:1024", "prefill:4096", "decode:1", "decode:1@4096", "decode:4", "decode:8",
-          "decode:16"]  # fmt: skip
+_WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
+          "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip
 _SHORT = ["prefill:512", "decode:1", "decode:8"]
 
 _PEERS = (("llama.cpp Q4_0", "llama_cpp", "peer_llama.py"),
@@ -75,7 +76,11 @@ def peers(
     rounds: Rounds = 3,
     output: Output = None,
     peers_python: Annotated[
-        str, typer.Option(help="The Python that has llama_cpp or openvino; default: this one.")
+        str,
+        typer.Option(
+            help="The Python that has llama_cpp or openvino; default: this one.",
+            show_default=False,
+        ),
     ] = sys.executable,
 ) -> None:
     """fourbee beside llama.cpp and OpenVINO, in turn, in one run: one shape, four bits each.
@@ -120,32 +125,77 @@ def roofline(
     rounds: Rounds = 3,
     output: Output = None,
 ) -> None:
-    """The machine's limits (memory, int8, bfloat16), and the share that each work reaches."""
+    """The machine's limits (memory, int8, bfloat16), and the share that each work reaches.
+
+    Limits are measured before and after each round, as a shared machine is not as fast at all
+    times: a share is of the best that was found around the rounds of its work.
+    """
+    from collections import defaultdict
     from dataclasses import asdict
 
-    from fourbee.benchmarks.roofline import best, limits, share_of_limit
+    from fourbee.benchmarks.roofline import Limits, best, limits, share_of_limit
 
-    first = limits()
-    Console(stderr=True, highlight=False).print(
-        f"memory {first.read_bytes / 1e9:.1f} GB/s, int8 {first.int8 / 1e9:.0f} and bfloat16 "
-        f"{first.bf16 / 1e9:.0f} GMAC/s"
-    )
+    taken: dict[Work, list[Limits]] = defaultdict(list)
 
-    def shares(systems: Sequence[System], results: dict[Work, dict[str, Rate]]) -> dict[str, Any]:
-        # A shared machine is not as fast at all times: the better of before and after.
-        most = best(first, limits())
+    def shares(systems: Sequence[System], results: Results) -> dict[str, Any]:
         size = systems[0].about["weight_bytes"]
+        around = {one: best(*taken[one]) for one in results}
         return {
-            "limits": asdict(most),
+            "limits": asdict(best(*around.values())),
+            "limits_around": {one.name: asdict(most) for one, most in around.items()},
             "shares_of_the_limit": {
-                one.name: round(share_of_limit(one, shape, size, rate["fourbee"].median, most), 3)
-                for one, rate in results.items()
+                one.name: round(share_of_limit(one, shape, size, by["fourbee"].median, most), 3)
+                for (one, by), most in zip(results.items(), around.values(), strict=True)
             },
         }
 
     about = {"kind": "roofline", "shape": shape, "quantize": "int4"}
     command = _ours(shape, None, "int4", None)
-    _run({"fourbee": command}, work or _WORKS, rounds, output, about, shares)
+    _run({"fourbee": command}, work or _WORKS, rounds, output, about, shares,
+         between=lambda one: taken[one].append(limits()))  # fmt: skip
+
+
+@bench_app.command()
+def outside(
+    shape: Shape = "0.6B",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated.")] = None,
+    threads: Threads = None,
+    rounds: Rounds = 5,
+    output: Output = None,
+) -> None:
+    """The share of a decoding step outside the native kernels, through the whole of `LLM`.
+
+    Sampled with the temperature, top-k and top-p that Qwen3 recommends. Default: batches of 1, 8.
+    """
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.outside import measure_outside, random_llm
+    from fourbee.benchmarks.report import outside_table
+
+    llm = random_llm(shape, threads)
+    found = [measure_outside(llm, one, rounds) for one in batch or (1, 8)]
+    about = {"kind": "outside", "shape": shape, "quantize": "int4"}
+    _tell(about | {"results": [asdict(one) for one in found]}, outside_table(found), output)
+
+
+@bench_app.command()
+def start(
+    shape: Shape = "4B",
+    context: Annotated[int, typer.Option(min=0, help="Positions to fill; 0 leaves it out.")] = 4096,
+    rounds: Rounds = 3,
+    output: Output = None,
+) -> None:
+    """From `fourbee serve`'s start to ready with a packed file, and the memory that it takes.
+
+    The file has random weights in int4, made on the spot in the folder for temporary files. A round
+    to warm the page cache; then rounds of a start and an answer of one token, and in the first of
+    them a prompt that fills the context.
+    """
+    from fourbee.benchmarks.report import start_table
+    from fourbee.benchmarks.start import measure_starts
+
+    found = measure_starts(shape, context, rounds)
+    _tell({"kind": "start", "shape": shape, "quantize": "int4"} | found, start_table(found), output)
 
 
 def _version(python: str, module: str) -> str:
@@ -174,10 +224,13 @@ def _cores() -> int:
 
 def _run(
     commands: dict[str, list[str]], works: list[str], rounds: int, output: Path | None,
-    about: dict[str, Any], more: Any = None,
+    about: dict[str, Any], more: Any = None, between: Any = lambda work: None,
 ) -> None:  # fmt: skip
-    """Measures, prints the table and the document, and writes what `output` asks for."""
-    from fourbee.benchmarks.report import document, plot, table
+    """Measures and tells; `between` is called around rounds, `more` says more in the end.
+
+    When a system ends in the middle, what was measured before is told all the same.
+    """
+    from fourbee.benchmarks.report import plot, rows, table
     from fourbee.benchmarks.work import Work, measure, running
 
     console = Console(stderr=True, highlight=False)
@@ -185,39 +238,34 @@ def _run(
     results: dict[Work, dict[str, Rate]] = {}
     with running(commands) as systems:
         about["weight_bytes"] = {one.name: one.about["weight_bytes"] for one in systems}
-        for one in track(parsed, "measuring", console=console, transient=True):
-            results[one] = measure(systems, one, rounds)
-            rates = ", ".join(f"{n} {r.median:,.1f}" for n, r in results[one].items())
-            console.print(f"{one.name}: {rates} tokens/s")
-        if more:
-            about |= more(systems, results)
-    text = document(about, results)
+        try:
+            for one in track(parsed, "measuring", console=console, transient=True):
+                results[one] = measure(systems, one, rounds, between)
+                rates = ", ".join(f"{n} {r.median:,.1f}" for n, r in results[one].items())
+                console.print(f"{one.name}: {rates} tokens/s")
+        finally:
+            if results:
+                about |= more(systems, results) if more else {}
+                name = _tell(about | {"results": rows(results)}, table(results), output)
+                if output and not plot(results, name, output / f"{name}.png"):
+                    console.print(
+                        "no plot: matplotlib is not installed (pip install 'fourbee[peers]')"
+                    )
+
+
+def _tell(about: dict[str, Any], table: str, output: Path | None) -> str:
+    """Prints the table and the document, and writes them where asked; the files' name."""
+    import json
+
+    from fourbee.benchmarks.report import described, machine
+
+    about["machine"] = machine()
     name = "-".join(str(about[key]) for key in ("kind", "shape", "model") if about.get(key))
+    text = json.dumps(about)
     if output:
         output.mkdir(parents=True, exist_ok=True)
         (output / f"{name}.json").write_text(text + "\n")
-        (output / f"{name}.md").write_text(_described(text) + "\n" + table(results))
-        if not plot(results, name, output / f"{name}.png"):
-            console.print("no plot: matplotlib is not installed (pip install 'fourbee[peers]')")
-    typer.echo(table(results))
+        (output / f"{name}.md").write_text(described(about) + "\n" + table)
+    typer.echo(table)
     typer.echo(text)
-
-
-def _described(text: str) -> str:
-    import json
-
-    about = json.loads(text)
-    where = about["machine"]
-    lines = [
-        f"# {about['kind']}: {about.get('shape') or about.get('model')}", "",
-        f"{where['processor']}, {where['threads']} threads, {where['instructions']}; commit "
-        f"{where['commit']}, {where['date']}. Tokens a second: median (lowest - highest).",
-    ]  # fmt: skip
-    if limits := about.get("limits"):
-        lines.append(
-            f"Limits: memory {limits['read_bytes'] / 1e9:.1f} GB/s, int8 "
-            f"{limits['int8'] / 1e9:.0f}, bfloat16 {limits['bf16'] / 1e9:.0f} GMAC/s."
-        )
-        shares = about["shares_of_the_limit"].items()
-        lines.append("Shares: " + "; ".join(f"{n} {100 * s:.0f}%" for n, s in shares) + ".")
-    return "\n".join(lines) + "\n"
+    return name

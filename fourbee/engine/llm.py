@@ -91,8 +91,9 @@ class LLM:
         tokenizer, defaults = files.tokenizer, files.defaults
         config = files.config
         ops = open_operations(
-            backend, device, dtype, config.torch_dtype, quantize, config.head_dim, kv_type
-        )
+            backend, device, dtype, config.torch_dtype, quantize, config.head_dim, config.packed,
+            kv_type,
+        )  # fmt: skip
         return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
 
     def generate(

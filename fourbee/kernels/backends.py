@@ -52,6 +52,7 @@ def open_operations(
     checkpoint_dtype: str = "bfloat16",
     quantize: str = "none",
     head_dim: int = 128,
+    packed: str = "none",
     kv_type: str = "auto",
 ) -> Operations:
     """The operations of a backend. UsageError when it is not there or cannot do what is asked.
@@ -61,6 +62,8 @@ def open_operations(
     `quantize`: "none", "int8" or "int4", which packs the weights while they load (native alone).
     `kv_type`: what keys and values are kept in, "auto" for int8 where weights are quantised and
     else for the compute type; others are native's alone.
+    `packed`: what the checkpoint is packed in already; native operations then keep keys and values
+    as if it had been packed while it loaded, unless a `dtype` is named.
     """
     chosen = choose_backend(backend, device, dtype, head_dim)
     _check_choice("quantize", quantize, QUANTIZATIONS, chosen)
@@ -95,6 +98,7 @@ def open_operations(
 
     if dtype == "auto":
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
+        quantize = packed if quantize == "none" else quantize
     return open_native(dtype, quantize, kv_type=kv_type)
 
 

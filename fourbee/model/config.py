@@ -100,6 +100,14 @@ class Qwen3Config:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * layer + embeddings + self.hidden_size
 
+    @property
+    def packed(self) -> str:
+        """What a `fourbee-packed` checkpoint's layers are in, "int8" or "int4"; else "none"."""
+        form = self.quantization
+        if isinstance(form, packed_format.PackedFormat) and form.kind in ("int8", "int4"):
+            return form.kind
+        return "none"
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str = "config.json") -> Qwen3Config:
         """From the parsed config.json; ModelFileError for what is missing, mistyped or not ours.

@@ -70,7 +70,7 @@ def quantize_model(
     if isinstance(tensors.config.quantization, PackedFormat):
         raise UsageError(f"{source}: already fourbee-packed; expected another checkpoint", "model")
     shapes = tensor_shapes(tensors.config)
-    layout = _layout(shapes, form)
+    layout = packed_layout(shapes, form)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in layout.items()}
     done, errors = 0, {}
 
@@ -144,8 +144,11 @@ def _weight_files(source: Path) -> list[Path]:
     return sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
 
 
-def _layout(shapes: dict[str, tuple[int, ...]], form: PackedFormat) -> Layout:
-    """Matrices first: so that they begin at a multiple of 32 bytes, as all of them have."""
+def packed_layout(shapes: dict[str, tuple[int, ...]], form: PackedFormat) -> Layout:
+    """What a packed file holds, by name; UsageError for columns that cannot be packed like this.
+
+    Matrices first: so that they begin at a multiple of 32 bytes, as all of them have.
+    """
     layout: Layout = {}
     for name in sorted(shapes, key=lambda name: -len(shapes[name])):
         try:

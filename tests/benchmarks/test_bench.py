@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fourbee.benchmarks import report
+from fourbee.benchmarks.peer_llama import deepened
 from fourbee.benchmarks.report import table
-from fourbee.benchmarks.roofline import Limits, share_of_limit
+from fourbee.benchmarks.roofline import Limits, best, share_of_limit
 from fourbee.benchmarks.shapes import SHAPES, random_model, weight_bytes
 from fourbee.benchmarks.work import Rate, Work, measure, running
-from fourbee.cli import run
+from fourbee.cli import bench, run
 from fourbee.foundation.errors import FourbeeError, UsageError
 
 WORKER = [sys.executable, "-m", "fourbee.benchmarks.worker", "--shape", "tiny", "--threads", "1"]
@@ -60,6 +64,30 @@ def test_shares_of_the_limit() -> None:
     assert abs(found / expected - 1) < 1e-6
 
 
+def test_limits_are_the_highest_of_several() -> None:
+    assert best(Limits(1, 5, 3), Limits(2, 4, 1), Limits(0, 1, 2)) == Limits(2, 5, 3)
+
+
+def test_each_share_is_of_the_best_limits_around_its_rounds(tmp_path, capsys, monkeypatch) -> None:
+    slow, fast = Limits(10e9, 100e9, 50e9), Limits(20e9, 300e9, 100e9)
+    # Two rounds, one of them to warm up, of each of two works.
+    taken = iter([slow, fast, slow, slow])
+    monkeypatch.setattr("fourbee.benchmarks.roofline.limits", lambda: next(taken))
+    words = ["bench", "roofline", "--shape", "tiny", "--work", "prefill:8", "--work", "decode:3"]
+    assert run([*words, "--rounds", "1", "--output", str(tmp_path)]) == 0
+    assert next(taken, None) is None
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(document["limits_around"].values()) == [vars(fast), vars(slow)]
+    assert document["limits"] == vars(fast)
+    rate = document["results"][1]["tokens_per_second"]["fourbee"]["median"]
+    size = document["weight_bytes"]["fourbee"]
+    expected = share_of_limit(Work("decode", 16, 16, 3), "tiny", size, rate, slow)
+    assert abs(document["shares_of_the_limit"]["decode, batch 3"] - expected) < 0.0006
+    assert "Shares of the limits around each: prefill 8" in (
+        (tmp_path / "roofline-tiny.md").read_text()
+    )
+
+
 def test_the_table_has_ratios() -> None:
     rates = {"fourbee": Rate(20, 19, 21), "other": Rate(10, 9, 11)}
     assert table({Work("decode", 16): rates}).splitlines()[-1] == (
@@ -77,6 +105,31 @@ def test_offline_writes_one_document(tmp_path, capsys) -> None:
     assert "| prefill 64 |" in (tmp_path / "offline-tiny.md").read_text()
 
 
+def test_what_was_measured_before_a_system_ended_is_told(tmp_path, capsys, monkeypatch) -> None:
+    def measured(systems, work: Work, *_) -> dict[str, Rate]:
+        if work.batch == 2:
+            raise FourbeeError("fourbee ended with code -9 at: decode, batch 2")
+        return {"fourbee": Rate(2, 1, 3)}
+
+    monkeypatch.setattr("fourbee.benchmarks.work.measure", measured)
+    words = ["bench", "offline", "--shape", "tiny", "--work", "decode:1", "--work", "decode:2"]
+    assert run([*words, "--output", str(tmp_path)]) == 3
+    written = capsys.readouterr()
+    assert "ended with code -9" in written.err
+    document = json.loads(written.out.splitlines()[-1])
+    assert [row["work"] for row in document["results"]] == ["decode, batch 1"]
+    assert json.loads((tmp_path / "offline-tiny.json").read_text()) == document
+
+
+def test_the_default_works_are_all_rows_of_the_table_of_speed() -> None:
+    names = [Work.parse(text).name for text in bench._WORKS]
+    assert names == [
+        "prefill 1024", "prefill 4096", "prefill 1024, depth 4096", "decode, batch 1",
+        "decode, batch 1, depth 4096", "decode, batch 1, depth 16384", "decode, batch 4",
+        "decode, batch 8", "decode, batch 16",
+    ]  # fmt: skip
+
+
 def test_bad_words_get_one_line(capsys) -> None:
     assert run(["bench", "offline", "--shape", "5B"]) == 2
     assert "shape = '5B': expected one of 0.6B" in capsys.readouterr().err.replace("\n", " ")
@@ -84,6 +137,42 @@ def test_bad_words_get_one_line(capsys) -> None:
     assert "work = 'walk:3': expected prefill" in capsys.readouterr().err.replace("\n", " ")
     assert run(["bench", "peers", "--peers-python", "/bin/false"]) == 2
     assert "has no llama_cpp and no openvino" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_state_of_llama_cpp_is_repeated_to_its_depth() -> None:
+    # One empty stream before it; three cells; one layer of keys (4 bytes a row), then values (2).
+    def state(positions: list[int], keys: bytes, values: bytes) -> np.ndarray:
+        count = len(positions)
+        words = [7, 0, 2, 0, count, *(word for at in positions for word in (at, 1, 1)), 0, 1]
+        parts = [np.array(words, np.uint32).tobytes()]
+        for kind, width, rows in ((1, 4, keys), (2, 2, values)):
+            parts += [np.uint32(kind).tobytes(), np.uint64(width).tobytes(), rows]
+        return np.frombuffer(b"".join(parts) + b"end!", np.uint8)
+
+    short = state([0, 1, 2], b"aaaabbbbcccc", b"xxyyzz")
+    deep = state([0, 1, 2, 3, 4], b"aaaabbbbccccaaaabbbb", b"xxyyzzxxyy")
+    assert deepened(short, 5).tobytes() == deep.tobytes()
+    assert deepened(short, 3).tobytes() == short.tobytes()
+    # A version with another layout: positions elsewhere, or less than it says.
+    assert deepened(state([1, 2, 3], b"aaaabbbbcccc", b"xxyyzz"), 5) is None
+    assert deepened(short[:-8], 5) is None
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvinos_constants_live_as_long_as_the_model(monkeypatch) -> None:
+    # They lie where their arrays do: freed ones once ended the 4B's first step with signal 11.
+    monkeypatch.syspath_prepend(str(Path(report.__file__).parent))  # a script finds its neighbour
+    import peer_openvino
+
+    config = {
+        "num_hidden_layers": 1, "hidden_size": 256, "head_dim": 128, "intermediate_size": 512,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
+        "tie_word_embeddings": True, "rope_theta": 5e6, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    peer = peer_openvino.Peer(config, 1)
+    # Seven matrices of four bits, numbers and zero points each.
+    assert len(peer.builder.arrays) == 14
+    assert peer.seconds("decode", 2, 100, 2) > 0
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama_cpp is not installed")

@@ -23,6 +23,21 @@ def test_the_command_line_reference_is_the_programs_help():
     assert (ROOT / "docs/cli.md").read_text() == shown.stdout, "run `make docs`"
 
 
+def test_the_readmes_speed_is_what_the_benchmarks_wrote():
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import docs; "
+        "print(docs.with_speed(docs.README.read_text()), end='')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    readme = (ROOT / "README.md").read_text()
+    assert readme == shown.stdout, "run `make docs`"
+    for shape in ("0.6B", "4B"):
+        results = (ROOT / "benchmarks" / "results" / f"peers-{shape}.md").read_text()
+        assert results.splitlines()[-1] in readme
+
+
 def test_every_link_of_the_documents_leads_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

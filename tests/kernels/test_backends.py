@@ -88,6 +88,10 @@ def test_the_kind_of_native_weights_follows_the_type() -> None:
     ):
         ops = open_operations("native", quantize="int4", kv_type=name)
         assert (ops.kv_kind, ops.rounds_keys) == (kind, kind.startswith("int"))
+    # A packed checkpoint's keys and values are int8 as its like's are, unless a type is named.
+    packed = {"checkpoint_dtype": "bfloat16", "packed": "int4"}
+    assert open_operations("native", "cpu", **packed).kv_kind == "int8"
+    assert open_operations("native", "cpu", "bfloat16", **packed).kv_kind == "bf16"
     assert refusal("native", "cpu", "float16") == (
         "dtype = 'float16': native operations compute in float32 or bfloat16",
         "dtype",
