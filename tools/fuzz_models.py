@@ -38,16 +38,16 @@ GGUF_NAME = "model.gguf"
 _TEXTS = ("The model reads the token.", "他在这中国,有一个大的人。")
 _TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 # Matrices of a GGUF file take these types in turn.
-_GGUF_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16",
-               "BF16", "F32")  # fmt: skip
+_GGUF_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+               "F16", "BF16", "F32")  # fmt: skip
 
 
 def make_models(folder: Path) -> dict[str, Files]:
-    """Every model by its format's name; `folder`, an empty one, is written to and not needed after.
-    """
+    """Every model by its format's name; `folder`, an empty one, is of no use afterwards."""
     backend = train_bpe(_TEXTS, 300)
     tokens = folder / "tokenizer"
     save_tokenizer(tokens, backend, _TEMPLATE)
+    (tokens / "chat_template.jinja").write_text(_TEMPLATE)
     (tokens / "generation_config.json").write_text('{"eos_token_id": [1, 2], "top_k": 20}')
     config = Qwen3Config(
         vocab_size=backend.get_vocab_size(),
@@ -148,9 +148,9 @@ def _numbers(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NumpyArray:
 
 _SIZES = (0, 1, 2, 7, 31, 127, 255, 256, 65_535, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
           2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
-_STRINGS = ("", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x1b[31mred",
-            "\x00", "模型.safetensors", "\u202egnp", "\ud800", "e\u0301", "NaN", "BF16", "I64", "F8_E4M3",
-            "model.norm.weight", "qwen3", "ByteLevel", "BPE", "Sequence", "WordPiece")  # fmt: skip
+_STRINGS = ("", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x00",
+            "\x1b[31mred", "模型.safetensors", "\u202egnp", "\ud800", "e\u0301", "NaN", "BF16", "I64",
+            "F8_E4M3", "model.norm.weight", "qwen3", "BPE", "ByteLevel")  # fmt: skip
 _VALUES: tuple[Json, ...] = (
     None, True, False, -1, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, float("inf"),
     float("nan"), [], {}, [[]], [None], {"": None}, *_SIZES, *_STRINGS,
@@ -239,10 +239,15 @@ def _length(data: bytes, chance: random.Random) -> bytes:
 def _split(data: bytes) -> tuple[Json, bytes]:
     """A safetensors file's header, and its tensors; None for one that is no longer whole."""
     end = 8 + int.from_bytes(data[:8], "little")
+    return _parsed(data[8:end]), data[end:]
+
+
+def _parsed(text: bytes) -> Json:
+    """None for what is no longer JSON."""
     try:
-        return json.loads(data[8:end]), data[end:]
-    except ValueError:
-        return None, data
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _joined(header: Json, tensors: bytes, chance: random.Random) -> bytes:
@@ -276,9 +281,8 @@ def _offsets(data: bytes, chance: random.Random) -> bytes:
 
 
 def _value(data: bytes, chance: random.Random) -> bytes:
-    try:
-        content = json.loads(data)
-    except ValueError:
+    content = _parsed(data)
+    if content is None:
         return _bits(data, chance)
     return json.dumps(_changed(content, chance), ensure_ascii=chance.random() < 0.7).encode(
         errors="surrogatepass"

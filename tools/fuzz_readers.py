@@ -90,8 +90,8 @@ class _Run:
         seed, last = self.options.seed, self.options.seed + self.options.cases
         while seed < last and time.monotonic() - begin < self.options.seconds:
             with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-                for seed in self._one_reader(seed, Path(scratch)):
-                    now = time.monotonic()
+                for done in self._one_reader(seed, Path(scratch)):
+                    seed, now = done + 1, time.monotonic()
                     if now - told > 10:
                         told = now
                         self._tell(f"{now - begin:.0f} s, case {seed}")
@@ -103,21 +103,24 @@ class _Run:
         return self.counts[FINDING]
 
     def _one_reader(self, seed: int, scratch: Path) -> Iterator[int]:
-        """Yields the seed of the next case after each; ends when the reader has."""
+        """Yields the seed of each case that is done; ends when the reader has."""
         errors = scratch / "stderr"
         command = [sys.executable, __file__, "--worker", "--seed", str(seed), "--only",
                    self.options.only, "--memory", str(self.options.memory), "--findings",
                    str(scratch)]  # fmt: skip
-        with errors.open("wb") as log, subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-        ) as reader:
+        with (
+            errors.open("wb") as log,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            ) as reader,
+        ):
             try:
                 ready = _line(reader, _STARTED)
                 while ready and (line := _line(reader, CASE_SECONDS)) is not None:
                     outcome = Outcome(**json.loads(line))
                     self._count(seed, outcome, scratch)
-                    seed += 1
                     yield seed
+                    seed += 1
             finally:
                 reader.kill()
         hung = reader.returncode == -9
@@ -126,7 +129,7 @@ class _Run:
             raise SystemExit(f"the reader did not start:\n{tail}")
         text = f"HANG: no answer in {CASE_SECONDS} s" if hung else f"CRASH {reader.returncode}"
         self._count(seed, Outcome(FINDING, f"{text}\n{tail}"), scratch)
-        yield seed + 1
+        yield seed
 
     def _count(self, seed: int, outcome: Outcome, scratch: Path) -> None:
         self.counts[outcome.kind] += 1
@@ -200,20 +203,26 @@ def judge(
     try:
         reader(path, chance)
     except FourbeeError as error:
-        message = str(error)
-        if not message.isprintable():
-            return Outcome(FINDING, f"not one printable line: {message!r}\n{_trace(error)}")
-        if len(message) > 1_000:
-            return Outcome(FINDING, f"a long message: {message[:100]}\n{_trace(error)}")
-        files = [path, *path.iterdir()] if path.is_dir() else [path]
-        if not any(file.name in message for file in files):
-            return Outcome(FINDING, f"names no file: {message}\n{_trace(error)}")
-        return Outcome(REFUSED, message)
-    except BaseException as error:  # noqa: BLE001 - panics of Rust are BaseExceptions
+        wrong = _wrong_with(str(error), path)
+        if wrong:
+            return Outcome(FINDING, f"{wrong}: {_where(error)}\n{_trace(error)}")
+        return Outcome(REFUSED, str(error))
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return Outcome(FINDING, f"{_where(error)}\n{_trace(error)}")
     return Outcome(LOADED, "")
+
+
+def _wrong_with(message: str, path: Path) -> str | None:
+    """What a refusal's line is not; None for a good one."""
+    if not message.isprintable():
+        return "not one printable line"
+    if len(message) > 1_000:
+        return "a long message"
+    # A template may be in any of three places: its line is what helps.
+    names = [file.name for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+    return None if any(name in message for name in [*names, "chat template"]) else "names no file"
 
 
 def read(path: Path, chance: random.Random) -> None:
@@ -221,6 +230,7 @@ def read(path: Path, chance: random.Random) -> None:
     from fourbee.engine.llm import LLM
     from fourbee.engine.sampling import SamplingParams
     from fourbee.kernels.backends import native_built
+    from fourbee.text.chat_format import ChatFormat
 
     backend, quantize = chance.choice(_BACKENDS) if native_built() else ("numpy", "none")
     llm = LLM.load(path, backend=backend, quantize=quantize)
@@ -231,6 +241,7 @@ def read(path: Path, chance: random.Random) -> None:
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
     for answer in llm.generate(["The model <|im_end|> 中国", [0, 1]], params):
         assert answer.finish_reason in ("length", "error"), answer.finish_reason
+    ChatFormat(llm.tokenizer).render([{"role": "user", "content": "Hello"}])
     llm.tokenizer.decode(range(min(llm.tokenizer.vocab_size, 2_000)))
 
 
@@ -259,7 +270,7 @@ def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/fourbee/" in frame.filename] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
-    return f"{type(error).__name__} at {place}: {str(error)[:80]!r}"
+    return f"{type(error).__name__} at {place}"
 
 
 def _trace(error: BaseException) -> str:
