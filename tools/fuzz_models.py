@@ -146,11 +146,16 @@ def _numbers(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NumpyArray:
 
 # --- damage ---------------------------------------------------------------------------------------
 
-_SIZES = (0, 1, 2, 7, 31, 127, 255, 256, 65_535, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
-          2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
-_STRINGS = ("", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x00",
-            "\x1b[31mred", "模型.safetensors", "\u202egnp", "\ud800", "e\u0301", "NaN", "BF16", "I64",
-            "F8_E4M3", "model.norm.weight", "qwen3", "BPE", "ByteLevel")  # fmt: skip
+_SIZES = (
+    0, 1, 2, 7, 31, 32, 64, 127, 128, 255, 256, 65_535, 2**20, 2**31 - 1, 2**31, 2**32 - 1,
+    2**32, 2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
+)  # fmt: skip
+_STRINGS = (
+    "", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x00", "\x1b[31mred",
+    "模型.safetensors", "\u202egnp", "\ud800", "NaN", "BF16", "I64", "F8_E4M3", "qwen3", "BPE",
+    "ByteLevel", "awq", "gptq", "gptq_v2", "fp8", "fourbee-packed", "fourbee-int8", "int8", "int4",
+    "f32", "bf16", "search", "mlp", "model.norm.weight",
+)  # fmt: skip
 _VALUES: tuple[Json, ...] = (
     None, True, False, -1, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, float("inf"),
     float("nan"), [], {}, [[]], [None], {"": None}, *_SIZES, *_STRINGS,
@@ -161,7 +166,7 @@ def damage(files: Mapping[str, bytes], chance: random.Random) -> tuple[Files, li
     """A copy with one to three defects, and in words which."""
     damaged, told = dict(files), []
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        name = chance.choice(sorted(damaged))
+        name = chance.choice([name for name in sorted(damaged) for _ in range(_weight(name))])
         change = chance.choice(_changes(name))
         damaged[name] = change(damaged[name], chance)
         told.append(f"{change.__name__.strip('_')} in {name}")
@@ -171,15 +176,22 @@ def damage(files: Mapping[str, bytes], chance: random.Random) -> tuple[Files, li
 Change = Callable[[bytes, random.Random], bytes]
 
 
+def _weight(name: str) -> int:
+    """How much there is to be damaged in a file."""
+    if name in ("config.json", "model.safetensors", "model.safetensors.index.json", GGUF_NAME):
+        return 6
+    return 2 if name.startswith("tokenizer") else 1
+
+
 def _changes(name: str) -> tuple[Change, ...]:
     """What may happen to a file: of its own format, mostly, or to any bytes."""
     anywhere: tuple[Change, ...] = (_bits, _cut, _number, _copied_part, _lost_part, _grown)
     if name.endswith(".safetensors"):
-        return (_header, _header, _offsets, _offsets, _length, *anywhere)
+        return (*(_header, _offsets) * 4, _length, *anywhere)
     if name.endswith(".gguf"):
-        return (_field, _field, _field, _field, *anywhere)
+        return (*(_field,) * 8, *anywhere)
     if name.endswith(".json"):
-        return (_value, _value, _value, _value, _nested, _twice, *anywhere)
+        return (*(_value,) * 12, _nested, _twice, _bits, _cut)
     return anywhere
 
 

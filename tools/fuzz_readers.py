@@ -171,6 +171,7 @@ def _work(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-models-") as folder:
         models = make_models(Path(folder))
     names = sorted(name for name in models if name.startswith(options.only))
+    drawn = [name for name in names for _ in range(4 if name == "gguf" else 1)]
     scratch = options.findings
     for name in names:  # what is imported and kept on first use; and they are valid
         _write(scratch, models[name])
@@ -183,7 +184,7 @@ def _work(options: argparse.Namespace) -> int:
     seed = options.seed
     while sys.stdin.readline() == "\n":
         chance = random.Random(seed)
-        name = chance.choice(names)
+        name = chance.choice(drawn)
         files, told = damage(models[name], chance)
         _write(scratch, files)
         outcome = judge(_place(scratch, GGUF_NAME), chance, read)
