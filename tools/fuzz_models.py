@@ -151,7 +151,7 @@ _SIZES = (
     2**32, 2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
 )  # fmt: skip
 _STRINGS = (
-    "", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x00", "\x1b[31mred",
+    "", " ", "..", "../model.safetensors", "/etc/passwd", "x" * 5_000, "a\nb", "\x00", "\x1b[1m",
     "模型.safetensors", "\u202egnp", "\ud800", "NaN", "BF16", "I64", "F8_E4M3", "qwen3", "BPE",
     "ByteLevel", "awq", "gptq", "gptq_v2", "fp8", "fourbee-packed", "fourbee-int8", "int8", "int4",
     "f32", "bf16", "search", "mlp", "model.norm.weight",

@@ -109,7 +109,7 @@ class _Run:
                    self.options.only, "--memory", str(self.options.memory), "--findings",
                    str(scratch)]  # fmt: skip
         with (
-            errors.open("wb") as log,
+            errors.open("ab") as log,
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             ) as reader,
@@ -124,11 +124,11 @@ class _Run:
             finally:
                 reader.kill()
         hung = reader.returncode == -9
-        tail = errors.read_text(errors="replace")[-6_000:]
+        said = errors.read_text(errors="replace")[:6_000]
         if not ready:
-            raise SystemExit(f"the reader did not start:\n{tail}")
+            raise SystemExit(f"the reader did not start:\n{said}")
         text = f"HANG: no answer in {CASE_SECONDS} s" if hung else f"CRASH {reader.returncode}"
-        self._count(seed, Outcome(FINDING, f"{text}\n{tail}"), scratch)
+        self._count(seed, Outcome(FINDING, f"{text}\n{said}"), scratch)
         yield seed
 
     def _count(self, seed: int, outcome: Outcome, scratch: Path) -> None:
@@ -183,6 +183,7 @@ def _work(options: argparse.Namespace) -> int:
     out.flush()
     seed = options.seed
     while sys.stdin.readline() == "\n":
+        os.ftruncate(2, 0)  # what is said from here on is of this case
         chance = random.Random(seed)
         name = chance.choice(drawn)
         files, told = damage(models[name], chance)
