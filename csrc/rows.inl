@@ -74,7 +74,8 @@ void quantise(const float* x, int64_t columns, int8_t* out, float* scale, int32_
     added = add(added, v);  // whole numbers below 2^24: exact
     store_i8(out + d, to_int(v));
   }
-  *total = int32_t(sum(added));
+  const float whole = sum(added);
+  *total = std::fabs(whole) < 0x1p24f ? int32_t(whole) : 0;  // of NaN there is none
 }
 
 void prepare(const Source& source, const Inputs& inputs, int64_t row_begin, int64_t row_end) {
