@@ -160,7 +160,8 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 def _link_unchanged(repository: Repository, old: Path, partial: Path) -> None:
     """Takes over files that the store has of an older commit."""
-    digests = _recorded(old).get("files", {})
+    recorded = _recorded(old).get("files")
+    digests = recorded if isinstance(recorded, dict) else {}
     for file in repository.files:
         if digests.get(file.name) == file.digest and not (partial / file.name).exists():
             # Where the disk knows no links, the file is downloaded.
