@@ -16,6 +16,7 @@ build with sanitizers see CONTRIBUTING.md; pass `--memory 0`, as these reserve t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -35,7 +36,7 @@ from pathlib import Path
 LOADED, REFUSED, FINDING = "loaded", "refused", "FINDING"
 # The memory that a case may take beyond what the process has before; a model here has 1 MB.
 MEGABYTES = 256
-CASE_SECONDS = 10
+CASE_SECONDS = 20
 _STARTED = 120  # seconds: imports, and under sanitizers these are slow
 _BACKENDS = (("native", "none"), ("native", "none"), ("native", "int8"), ("native", "int4"),
              ("numpy", "none"))  # fmt: skip
@@ -116,11 +117,13 @@ class _Run:
         ):
             try:
                 ready = _line(reader, _STARTED)
-                while ready and (line := _line(reader, CASE_SECONDS)) is not None:
+                while ready and (line := _line(reader, CASE_SECONDS)):
                     outcome = Outcome(**json.loads(line))
                     self._count(seed, outcome, scratch)
                     yield seed
                     seed += 1
+                if ready and line == b"":  # it has ended, or is about to
+                    reader.wait(CASE_SECONDS)
             finally:
                 reader.kill()
         hung = reader.returncode == -9
@@ -149,13 +152,17 @@ class _Run:
 
 
 def _line(reader: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-    """Lets the reader take its next step, and what it says of that; None for nothing so long."""
+    """Lets the reader take its next step, and what it says of that.
+
+    None when it says nothing for so long, and nothing but b"" when it has ended.
+    """
     assert reader.stdin and reader.stdout
-    reader.stdin.write(b"\n")
-    reader.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        reader.stdin.write(b"\n")
+        reader.stdin.flush()
     if not select.select([reader.stdout], [], [], seconds)[0]:
         return None
-    return reader.stdout.readline() or None
+    return reader.stdout.readline()
 
 
 # --- the process that reads -----------------------------------------------------------------------
