@@ -61,6 +61,7 @@ class Plan {
     check(out, width(query), false), check(query, width(out), false);
     check(key, width(value), false), check(value, width(key), false);
     require(layer >= 0, "layer: expected from 0");
+    require(layers_ == 0 || (query_width_ == width(query) && key_width_ == width(key)), "query and key: expected one width for the whole plan");
     layers_ = std::max(layers_, layer + 1), query_width_ = width(query), key_width_ = width(key);
     steps_.push_back([=](const Run& run) {
       const PageLayout& layout = run.pool->layout();

@@ -156,6 +156,8 @@ struct Kernels {
 extern const Kernels kernels_portable;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Kernels kernels_avx2, kernels_avx512;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
 #endif
 
 }  // namespace fourbee

@@ -6,6 +6,10 @@
 
 #include "machine.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace fourbee {
 
 std::vector<const Kernels*> supported() {
@@ -16,6 +20,11 @@ std::vector<const Kernels*> supported() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
     found.push_back(&kernels_avx512);
+#elif defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long dot_products = 1ul << 20;  // HWCAP_ASIMDDP
+  if (getauxval(AT_HWCAP) & dot_products) found.push_back(&kernels_neon);
+#elif defined(__aarch64__) && defined(__APPLE__)
+  found.push_back(&kernels_neon);  // every one of them has dot products
 #endif
   return found;
 }
@@ -52,7 +61,7 @@ Kind matrix_kind_named(const std::string& name) { return name == "int4a" ? Kind:
 using namespace fourbee;
 
 NB_MODULE(_native, module) {
-  module.def("isa", [] { return machine().kernels->name; }, "The instruction set in use: portable, avx2 or avx512.");
+  module.def("isa", [] { return machine().kernels->name; }, "The instruction set in use: portable, avx2, avx512 or neon.");
   module.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels* one : supported()) names.push_back(one->name);

@@ -60,7 +60,7 @@ void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
       }
       for (int64_t d = 0; d < w.group; d++) {
         const int64_t in_line = d % (small ? 8 : 4);
-        const int32_t q = int32_t(integers[d]) + (small ? 8 : 128);
+        const uint32_t q = uint32_t(int32_t(integers[d]) + (small ? 8 : 128));
         block[d / (small ? 8 : 4) * 64 + n * 4 + in_line % 4] |= uint8_t(in_line < 4 ? q : q << 4);
       }
       const uint16_t bits = float_to_half(scale);

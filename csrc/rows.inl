@@ -45,13 +45,12 @@ void hadamard_128(float* x, int64_t columns) {
       lines[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(load(block + 16 * i)))));
 #pragma GCC unroll 3
     for (int half = 1; half < 8; half *= 2)
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; i += 2 * half)
-#pragma GCC unroll 8
-        for (int j = i; j < i + half; j++) {
-          const F a = lines[j], b = lines[j + half];
-          lines[j] = add(a, b), lines[j + half] = sub(a, b);
-        }
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; pair++) {  // of lines `half` apart
+        const int j = pair / half * 2 * half + pair % half;
+        const F a = lines[j], b = lines[j + half];
+        lines[j] = add(a, b), lines[j + half] = sub(a, b);
+      }
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) store(block + 16 * i, mul(lines[i], scale));
   }
@@ -75,7 +74,8 @@ void quantise(const float* x, int64_t columns, int8_t* out, float* scale, int32_
     added = add(added, v);  // whole numbers below 2^24: exact
     store_i8(out + d, to_int(v));
   }
-  *total = int32_t(sum(added));
+  const float whole = sum(added);
+  *total = std::fabs(whole) < 0x1p24f ? int32_t(whole) : 0;  // of NaN there is none
 }
 
 void prepare(const Source& source, const Inputs& inputs, int64_t row_begin, int64_t row_end) {

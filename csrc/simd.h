@@ -1,4 +1,5 @@
-// Vectors of 16 lanes in three spellings: AVX-512, AVX2 (two halves) and plain C++.
+// Vectors of 16 lanes in four spellings: AVX-512, AVX2 (two halves), NEON with dot products (four quarters; proven
+// in emulation, never timed) and plain C++.
 // Kernels are written once over these; each translation unit picks one by its compiler flags.
 // Everything is in an unnamed namespace: the variants must not be merged by the linker.
 #pragma once
@@ -7,6 +8,8 @@
 #include <cstring>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -212,6 +215,87 @@ inline F exchange(F x) {
   if constexpr (H == 1) return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct F { float32x4_t v[4]; };
+struct I { int32x4_t v[4]; };
+struct B { uint8x16_t v[4]; };
+
+#define QUARTERS for (int i = 0; i < 4; i++)
+inline F all(float x) { F r; QUARTERS r.v[i] = vdupq_n_f32(x); return r; }
+inline F zero() { return all(0.0f); }
+inline F load(const float* p) { F r; QUARTERS r.v[i] = vld1q_f32(p + 4 * i); return r; }
+inline void store(float* p, F x) { QUARTERS vst1q_f32(p + 4 * i, x.v[i]); }
+inline F add(F a, F b) { QUARTERS a.v[i] = vaddq_f32(a.v[i], b.v[i]); return a; }
+inline F sub(F a, F b) { QUARTERS a.v[i] = vsubq_f32(a.v[i], b.v[i]); return a; }
+inline F mul(F a, F b) { QUARTERS a.v[i] = vmulq_f32(a.v[i], b.v[i]); return a; }
+inline F div(F a, F b) { QUARTERS a.v[i] = vdivq_f32(a.v[i], b.v[i]); return a; }
+inline F fma(F a, F b, F c) { QUARTERS c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]); return c; }
+// Of a NaN they give the second one, as on the other machines; NEON's own do not.
+inline F max(F a, F b) { QUARTERS a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
+inline F min(F a, F b) { QUARTERS a.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
+inline F abs(F a) { QUARTERS a.v[i] = vabsq_f32(a.v[i]); return a; }
+inline F round(F a) { QUARTERS a.v[i] = vrndnq_f32(a.v[i]); return a; }
+inline F to_float(I a) { F r; QUARTERS r.v[i] = vcvtq_f32_s32(a.v[i]); return r; }
+inline I to_int(F a) { I r; QUARTERS r.v[i] = vcvtnq_s32_f32(a.v[i]); return r; }
+inline F times_power_of_2(F a, F n) {  // n within the exponents of normal numbers
+  const I e = to_int(n);
+  QUARTERS a.v[i] = vmulq_f32(a.v[i], vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e.v[i], vdupq_n_s32(127)), 23)));
+  return a;
+}
+inline F load_f16(const uint16_t* p) {
+  F r;
+  QUARTERS r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+  return r;
+}
+inline F load_bf16(const uint16_t* p) {
+  F r;
+  QUARTERS r.v[i] = vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(p + 4 * i)), 16));
+  return r;
+}
+inline F load_i8(const int8_t* p) {
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+  return to_float({{vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)}});
+}
+inline void store_i8(int8_t* p, I x) {
+  const int16x8_t low = vcombine_s16(vmovn_s32(x.v[0]), vmovn_s32(x.v[1])), high = vcombine_s16(vmovn_s32(x.v[2]), vmovn_s32(x.v[3]));
+  vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+inline I all(int32_t x) { I r; QUARTERS r.v[i] = vdupq_n_s32(x); return r; }
+inline B load_bytes(const uint8_t* p) { B r; QUARTERS r.v[i] = vld1q_u8(p + 16 * i); return r; }
+inline B low_halves(B a) { QUARTERS a.v[i] = vandq_u8(a.v[i], vdupq_n_u8(15)); return a; }
+inline B high_halves(B a) { QUARTERS a.v[i] = vshrq_n_u8(a.v[i], 4); return a; }
+// The instruction takes signed numbers: small weights (below 128) are that.
+inline I dot4_small(I acc, B u, int32_t x) {
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(x));
+  QUARTERS acc.v[i] = vdotq_s32(acc.v[i], vreinterpretq_s8_u8(u.v[i]), four);
+  return acc;
+}
+inline I dot4(I acc, B u, int32_t x) {  // of the weights less 128; and 128 times the inputs
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(x));
+  const int32x4_t less = vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(-128), four);
+  QUARTERS acc.v[i] = vdotq_s32(vsubq_s32(acc.v[i], less), vreinterpretq_s8_u8(veorq_u8(u.v[i], vdupq_n_u8(128))), four);
+  return acc;
+}
+inline F dot2_bf16(F acc, B w, int32_t x) {
+  const float32x4_t one = vdupq_n_f32(bf16_to_float(uint16_t(x))), two = vdupq_n_f32(bf16_to_float(uint16_t(uint32_t(x) >> 16)));
+  QUARTERS {
+    const uint32x4_t words = vreinterpretq_u32_u8(w.v[i]);
+    acc.v[i] = vfmaq_f32(acc.v[i], vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff0000))), two);
+    acc.v[i] = vfmaq_f32(acc.v[i], vreinterpretq_f32_u32(vshlq_n_u32(words, 16)), one);
+  }
+  return acc;
+}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+template <int H>
+inline F exchange(F x) {
+  if constexpr (H >= 4) return {{x.v[H / 4], x.v[1 ^ H / 4], x.v[2 ^ H / 4], x.v[3 ^ H / 4]}};
+  QUARTERS x.v[i] = H == 2 ? vextq_f32(x.v[i], x.v[i], 2) : vrev64q_f32(x.v[i]);
+  return x;
+}
+#undef QUARTERS
+
 #else
 
 struct F { float v[16]; };
@@ -286,6 +370,17 @@ inline float largest(F x) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+inline float sum(F x) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+  const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+inline float largest(F x) {
+  const F eight = max(x, exchange<8>(x)), four = max(eight, exchange<4>(eight));
+  const F two = max(four, exchange<2>(four));
+  return vgetq_lane_f32(max(two, exchange<1>(two)).v[0], 0);
 }
 #else
 inline float sum(F x) {

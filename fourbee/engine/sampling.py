@@ -5,7 +5,6 @@ Not the sampler: that is the head of a backend (`kernels/operations.py`, `HeadRe
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.json_files import read_json_object
 
 # The most alternatives a token that are reported, as in OpenAI's API.
 MAX_LOGPROBS = 20
@@ -86,7 +86,7 @@ class SamplingDefaults:
     def from_generation_config(cls, folder: Path) -> SamplingDefaults:
         """From `folder`/generation_config.json, where there is one; ModelFileError if damaged."""
         path = folder / "generation_config.json"
-        values = _read_object(path)
+        values = read_json_object(path) if path.is_file() else {}
         eos = values.get("eos_token_id")
         eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         recommended = {key: values.get(key) for key in ("temperature", "top_k", "top_p", "min_p")}
@@ -106,19 +106,6 @@ class SamplingDefaults:
             message = str(error).replace("stop_token_ids", "eos_token_id")
             raise ModelFileError(f"{source}: {message}") from None
         return cls(**known, eos_token_ids=eos_token_ids)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: expected a JSON object")
-    return values
 
 
 def _refuse(key: str, value: Any, expected: str) -> NoReturn:

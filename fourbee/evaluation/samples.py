@@ -13,6 +13,7 @@ from fourbee.engine.sampling import SamplingParams
 from fourbee.evaluation.intervals import Share, clustered, wilson
 from fourbee.evaluation.scoring import is_right
 from fourbee.foundation.errors import UsageError
+from fourbee.foundation.json_files import parse_json
 
 # Prompts answered together.
 _BATCH = 16
@@ -50,7 +51,7 @@ def read_samples(path: Path, limit: int | None) -> list[Mapping[str, Any]]:
 
 def _sample(line: bytes, where: str) -> Mapping[str, Any]:
     try:
-        sample = json.loads(line)
+        sample = parse_json(line)
     except UnicodeDecodeError:
         raise UsageError(f"{where}: not UTF-8 text") from None
     except json.JSONDecodeError as error:

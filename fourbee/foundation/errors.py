@@ -6,11 +6,16 @@ and exits 2 (usage) or 3 (everything else); the server maps it to a status and O
 
 from __future__ import annotations
 
+_LONGEST = 900  # characters of a message
+
 
 class FourbeeError(Exception):
     """Base of every error that is somebody's to read; `str(error)` is one clear line."""
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
 
 
 class UsageError(FourbeeError):
@@ -34,3 +39,13 @@ class CapacityError(FourbeeError):
 
 class TrainingError(FourbeeError):
     """A training run cannot start, go on or be resumed."""
+
+
+def _one_line(message: str) -> str:
+    """The message as any terminal can show it: it quotes what files say of themselves.
+
+    What cannot be printed is escaped, and of a very long message the middle is left out.
+    """
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)

@@ -255,7 +255,8 @@ class NativeOperations(NumpyOperations):
 def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
     """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error).
 
-    UsageError where columns do not fit, or where a scale is more than float16 holds.
+    UsageError where columns do not fit, for NaN or infinity among what is to be whole numbers, and
+    where a scale is more than float16 holds.
     """
     rows, columns = matrix.shape
     group = group if kind in ("int8", "int4") else 0
@@ -264,6 +265,9 @@ def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: boo
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
     for begin in range(0, rows, _ROWS_AT_A_TIME):
         part = np.ascontiguousarray(matrix[begin : begin + _ROWS_AT_A_TIME], dtype=np.float32)
+        # A float keeps it, and it is seen in the logits; whole numbers would hide it.
+        if group and not np.isfinite(part).all():
+            raise UsageError("a matrix with NaN or infinity cannot be packed")
         end = begin // BLOCK_ROWS - (-len(part) // BLOCK_ROWS)
         _native.pack(kind, group, rotated, part, data[begin // BLOCK_ROWS : end])
     packed = PackedMatrix(kind, rows, columns, group, rotated, data)

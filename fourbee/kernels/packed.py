@@ -335,7 +335,8 @@ def _extremes(values_RGD: FloatArray) -> FloatArray:
 
 def _stored(scales: FloatArray) -> FloatArray:
     """The scales as float16 has them; 0 for one that is too small for it."""
-    if scales.size and np.abs(scales).max() > np.finfo(np.float16).max:
+    # Said like this, NaN is too large as well.
+    if scales.size and not np.abs(scales).max() <= np.finfo(np.float16).max:
         raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
     return scales.astype(np.float16).astype(np.float32)
 

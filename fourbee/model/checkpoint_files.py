@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.json_files import parse_json
 from fourbee.kernels.operations import Array, Operations, PackedOperations
 from fourbee.kernels.packed import PackedMatrix, unpack
 from fourbee.model.config import Qwen3Config
@@ -87,7 +88,7 @@ def load_weights(folder: Path, ops: Operations, progress: Progress | None = None
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            arrays[name] = kept(ops, name, tensors.dense(name))
+            arrays[name] = kept(ops, folder, name, tensors.dense(name))
         done += sizes[name]
         if progress is not None:
             progress(name, done, total)
@@ -193,12 +194,12 @@ def quantize_checkpoint(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def kept(ops: Operations, name: str, tensor: NumpyArray) -> Array:
-    """A tensor as the operations keep it; UsageError, naming it, where they cannot."""
+def kept(ops: Operations, source: Path, name: str, tensor: NumpyArray) -> Array:
+    """A tensor as the operations keep it; UsageError, naming both, where they cannot."""
     try:
         return ops.from_numpy(tensor, name in TABLES)
     except UsageError as error:
-        raise UsageError(f"{name}: {error}", error.parameter) from None
+        raise UsageError(f"{source}: {name}: {error}", error.parameter) from None
 
 
 def tell_dense(source: Path, names: Sequence[str]) -> None:
@@ -275,7 +276,7 @@ def _files_without_index(folder: Path) -> list[Path]:
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        places = parse_json(path.read_bytes())["weight_map"]
         well_formed = all(isinstance(file, str) for file in places.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         well_formed = False
@@ -302,6 +303,12 @@ def _merged(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 def _check_tensors(folder: Path, config: Qwen3Config, stored: Mapping[str, StoredTensor]) -> None:
     """Exactly the tensors of the configuration, in its shapes and types."""
+    # Before as many names are made.
+    if config.num_hidden_layers > len(stored):
+        raise ModelFileError(
+            f"{folder / CONFIG_FILE}: num_hidden_layers = {config.num_hidden_layers}: more layers "
+            f"than tensors ({len(stored)})"
+        )
     dense = tensor_shapes(config)
     if config.tie_word_embeddings and _HEAD in stored:
         dense[_HEAD] = dense["model.embed_tokens.weight"]

@@ -7,7 +7,6 @@ engine). A field whose value would change the network and that is not implemente
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.json_files import read_json_object
 from fourbee.model import fp8, groups, int8, packed_format
 from fourbee.model.packing import Packing, Settings
 
@@ -134,15 +134,9 @@ class Qwen3Config:
         """From `folder`/config.json."""
         path = folder / "config.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json_object(path)
         except FileNotFoundError:
             raise ModelFileError(f"{folder}: no config.json; expected a Qwen3 folder") from None
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise ModelFileError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ModelFileError(f"{path}: expected a JSON object")
         return cls.from_json(values, str(path))
 
     def to_json(self) -> dict[str, Any]:
@@ -207,4 +201,7 @@ def _typed(type_name: str, key: str, value: Any, source: str) -> Any:
     expected, form = _FORMS[type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and type_name != "bool"):
         raise ModelFileError(f"{source}: {key} = {value!r}: expected {form}")
-    return float(value) if type_name == "float" else value
+    try:
+        return float(value) if type_name == "float" else value
+    except OverflowError:
+        raise ModelFileError(f"{source}: {key} = {value!r}: expected {form}") from None

@@ -126,7 +126,7 @@ def load_weights(file: GgufFile, ops: Operations) -> Qwen3Weights:
         if takes_packed and matrix:
             arrays[name] = takes_packed.from_packed(matrix)
         else:
-            arrays[name] = kept(ops, name, tensors.dense(name))
+            arrays[name] = kept(ops, file.path, name, tensors.dense(name))
     tell_dense(file.path, made_dense)
     return weights_tree(tensors.config, arrays)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbee.foundation.errors import CapacityError, ModelFileError, UsageError
+from fourbee.foundation.json_files import parse_json
 from fourbee.model.checkpoint_files import CONFIG_FILE, Progress
 from fourbee.model.gguf_file import SUFFIX, is_gguf
 
@@ -151,7 +152,7 @@ def _partial_folder(repository: Repository) -> Path:
 def _recorded(folder: Path) -> dict[str, Any]:
     """What the last pull wrote of a folder; empty where there was none."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = parse_json((folder / _RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -159,7 +160,8 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 def _link_unchanged(repository: Repository, old: Path, partial: Path) -> None:
     """Takes over files that the store has of an older commit."""
-    digests = _recorded(old).get("files", {})
+    recorded = _recorded(old).get("files")
+    digests = recorded if isinstance(recorded, dict) else {}
     for file in repository.files:
         if digests.get(file.name) == file.digest and not (partial / file.name).exists():
             # Where the disk knows no links, the file is downloaded.

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.json_files import read_json_object
 
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -181,15 +182,7 @@ def _read_backend(path: Path) -> Backend:
 
 def _read_json(path: Path) -> Mapping[str, object]:
     """The object in a JSON file, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path}: not valid JSON: {_one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path}: expected a JSON object")
-    return cast("dict[str, object]", content)
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _one_line(error: Exception) -> str:
@@ -222,9 +215,12 @@ def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
     """The text of chat_template.jinja, else the config's template, of several the default one."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError:
+            raise ModelFileError(f"{file}: not UTF-8 text") from None
     template = config.get("chat_template")
     if isinstance(template, list):
-        listed = cast("list[Mapping[str, object]]", template)
-        template = {item["name"]: item["template"] for item in listed}.get("default")
+        named = (item for item in template if isinstance(item, dict))
+        template = next((i.get("template") for i in named if i.get("name") == "default"), None)
     return template if isinstance(template, str) else None

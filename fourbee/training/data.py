@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.foundation.errors import FourbeeError, TrainingError
+from fourbee.foundation.json_files import parse_json
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 
@@ -89,7 +90,7 @@ def read_lines(paths: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
                 try:
-                    sample = json.loads(line)
+                    sample = parse_json(line)
                 except UnicodeDecodeError:
                     raise TrainingError(f"{where}: not UTF-8 text") from None
                 except json.JSONDecodeError as error:

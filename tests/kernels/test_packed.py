@@ -13,8 +13,8 @@ from fourbee.foundation.errors import UsageError
 from fourbee.kernels import torch_ops
 from fourbee.kernels.packed import block_bytes, hadamard_128, pack, rel_error, rows, unpack
 
-# How far off a Gaussian matrix may be.
-BOUNDS = {"f32": 1e-6, "bf16": 0.002, "int8": 0.01, "int4": 0.11}
+# A scale as float16 has it is off by at most this part of itself.
+HALF = 2.0**-11
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -32,13 +32,42 @@ def test_every_kind_comes_back(count, units, kind, group, rotated, method, dtype
     packed = pack(values, kind, group, rotated, method)
     assert packed.shape == values.shape
     assert packed.data.shape[1] == block_bytes(packed.kind, 128 * units, packed.group)
-    dense = unpack(packed)
-    assert rel_error(values, packed) <= BOUNDS[kind] * (1.4 if count < 4 else 1)
-    if not rotated:
+    dense, true = unpack(packed), values.astype(np.float32)
+    if rotated:  # what was rounded
+        assert_within_rounding(hadamard_128(true), hadamard_128(dense), kind, group, method)
+    else:
+        assert_within_rounding(true, dense, kind, group, method)
         if kind == "f32":
             assert (dense == values.astype(np.float32)).all()
         ids = np.array([count - 1, 0, count // 2])
         assert (rows(packed, ids) == dense[ids]).all()
+
+
+def assert_within_rounding(true, found, kind, group, method) -> None:
+    """No number is further off than rounding to the nearest step of its group explains.
+
+    The largest of a group is 127 steps (int8) or -8 (int4), so that int4 cuts what lies beyond 7;
+    a searched scale leaves no group a larger squared error than that one.
+    """
+    true, found = (x.astype(np.float64).reshape(len(x), -1, group) for x in (true, found))
+    off, noise = np.abs(found - true), 1e-5  # of float32, rotating there and back
+    largest = np.abs(true).max(axis=2, keepdims=True)
+    if kind == "f32":
+        assert (off <= noise).all()
+    elif kind == "bf16":  # 8 bits
+        assert (off <= np.abs(true) * 2.0**-8 + noise).all()
+    elif kind == "int8":
+        assert (off <= largest / 127 * (1 / 2 + 127 * HALF) + noise).all()
+    elif method == "plain":
+        extreme = np.take_along_axis(true, np.abs(true).argmax(axis=2)[..., None], axis=2)
+        step = extreme / -8
+        beyond = np.maximum(true / step - 7, 1 / 2)
+        assert (off <= np.abs(step) * (beyond + 8 * HALF) + noise).all()
+    else:
+        plain = unpack(pack(true.reshape(len(true), -1), kind, group, method="plain"))
+        plain_off = np.linalg.norm(plain.reshape(true.shape) - true, axis=2)
+        allowed = plain_off + 2 * HALF * np.linalg.norm(true, axis=2) + noise * group
+        assert (np.linalg.norm(off, axis=2) <= allowed).all()
 
 
 def test_the_bytes_are_those_of_the_description() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fourbee.model.checkpoint_files import find_tensors, load_weights, save_weights
+from fourbee.model.checkpoint_files import check_weights, find_tensors, load_weights, save_weights
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import named_tensors, tensor_shapes, weights_tree
 
@@ -137,6 +137,13 @@ def test_missing_and_unexpected_tensors_are_named_at_most_three_of_each(tmp_path
         "5 not expected: transformer.embed_tokens.weight, "
         "transformer.layers.0.input_layernorm.weight, "
         "transformer.layers.0.self_attn.k_proj.weight and 2 more"
+    )
+
+
+def test_more_layers_than_tensors_are_refused_before_anything_is_made_of_them(tmp_path) -> None:
+    write_folder(tmp_path, replace(CONFIG, num_hidden_layers=10**30), random_tensors(CONFIG))
+    assert message(check_weights, tmp_path) == (
+        f"{tmp_path}/config.json: num_hidden_layers = {10**30}: more layers than tensors (24)"
     )
 
 

@@ -68,6 +68,7 @@ def test_a_whole_number_is_taken_for_a_float() -> None:
         ),
         (changed(head_dim=None), "missing key 'head_dim'"),
         (changed(rope_theta=None), "missing key 'rope_theta'"),
+        (changed(rms_norm_eps=10**400), f"rms_norm_eps = {10**400}: expected a number"),
         (changed(vocab_size="48"), "vocab_size = '48': expected a whole number"),
         (changed(vocab_size=True), "vocab_size = True: expected a whole number"),
         (changed(tie_word_embeddings=1), "tie_word_embeddings = 1: expected true or false"),

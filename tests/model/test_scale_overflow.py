@@ -27,5 +27,17 @@ def test_scales_beyond_float16_are_refused(tmp_path, quantize: str, weight: floa
     with pytest.raises(UsageError) as told:
         load_weights(folder, open_operations("native", quantize=quantize))
     assert str(told.value) == (
-        f"{UP}: a matrix with weights too large for float16 scales cannot be packed"
+        f"{folder}: {UP}: a matrix with weights too large for float16 scales cannot be packed"
     )
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+@pytest.mark.parametrize("weight", [np.nan, -np.inf])
+def test_what_whole_numbers_would_hide_is_refused(tmp_path, quantize: str, weight: float) -> None:
+    config = replace(CONFIG, hidden_size=128, intermediate_size=256, head_dim=32)
+    tensors = random_tensors(config)
+    tensors[UP][3, 5] = weight
+    folder = write_folder(tmp_path / "source", config, tensors)
+    with pytest.raises(UsageError) as told:
+        load_weights(folder, open_operations("native", quantize=quantize))
+    assert str(told.value) == f"{folder}: {UP}: a matrix with NaN or infinity cannot be packed"
