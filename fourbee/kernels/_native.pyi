@@ -35,7 +35,12 @@ class KvPool:
     def page_bytes(self) -> int: ...
 
 def pack(
-    kind: str, group: int, rotated: bool, rows: Floats, data: npt.NDArray[np.uint8]
+    kind: str,
+    group: int,
+    rotated: bool,
+    searched: bool,
+    rows: Floats,
+    data: npt.NDArray[np.uint8],
 ) -> None: ...
 def linear(weights: PackedWeights, x: Floats, out: Floats, add: bool) -> None: ...
 def norm_linear(

@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs a model: native, torch or NumPy.
+"""Which implementation of the operations runs a model, or packs one: native, torch or NumPy.
 
 Imports none before it is asked for: serving on a CPU starts, and is installed, without torch.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations
+from fourbee.kernels.packed import Kind, Method, PackedMatrix, pack
 
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -100,6 +103,17 @@ def open_operations(
     if dtype == "auto":
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
     return open_native(dtype, quantize)
+
+
+def pack_fast(
+    matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool, method: Method
+) -> PackedMatrix:
+    """`packed.pack`: by the kernels where they were built, else in NumPy; the same bytes."""
+    if native_built():
+        from fourbee.kernels.native_ops import pack_natively
+
+        return pack_natively(matrix, kind, group, rotated, method)
+    return pack(matrix, kind, group, rotated, method)
 
 
 def native_built() -> bool:

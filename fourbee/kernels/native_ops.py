@@ -32,7 +32,10 @@ from fourbee.kernels.operations import (
 )
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
+    NOT_FINITE,
+    TOO_LARGE,
     Kind,
+    Method,
     PackedMatrix,
     block_bytes,
     check_columns,
@@ -229,23 +232,29 @@ class NativeOperations(NumpyOperations):
         return self._pools[shape]
 
 
-def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
-    """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error).
+def pack_natively(
+    matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool, method: Method = "search"
+) -> PackedMatrix:
+    """What `packed.pack` makes of a matrix, byte for byte, made by the kernels.
 
-    UsageError where columns do not fit, or where a scale is more than float16 holds.
+    UsageError where columns do not fit, for NaN and infinity, and where a scale is more than
+    float16 holds.
     """
     rows, columns = matrix.shape
     group = group if kind in ("int8", "int4") else 0
     check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    searched = method == "search"
     for begin in range(0, rows, _ROWS_AT_A_TIME):
         part = np.ascontiguousarray(matrix[begin : begin + _ROWS_AT_A_TIME], dtype=np.float32)
+        if not np.isfinite(part).all():
+            raise UsageError(NOT_FINITE)
         end = begin // BLOCK_ROWS - (-len(part) // BLOCK_ROWS)
-        _native.pack(kind, group, rotated, part, data[begin // BLOCK_ROWS : end])
+        _native.pack(kind, group, rotated, searched, part, data[begin // BLOCK_ROWS : end])
     packed = PackedMatrix(kind, rows, columns, group, rotated, data)
     if not scales_finite(packed):
-        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
+        raise UsageError(TOO_LARGE)
     return packed
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
-from fourbee.kernels.packed import pack, rel_error
+from fourbee.kernels.backends import pack_fast
+from fourbee.kernels.packed import rel_error
 from fourbee.model import gguf_checkpoint
 from fourbee.model.checkpoint_files import (
     COMPANIONS,
@@ -79,7 +80,7 @@ def quantize_model(
         dense = tensors.dense(name)
         if dense.ndim == 2:
             one = form.of(name)
-            matrix = pack(dense, one.kind, one.group, one.rotated, one.method)
+            matrix = pack_fast(dense, one.kind, one.group, one.rotated, one.method)
             errors[name] = rel_error(dense, matrix)
         done += sizes[name]
         if progress is not None:
