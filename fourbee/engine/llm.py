@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-from fourbee.engine.checkpoint import open_checkpoint
+from fourbee.engine.checkpoint import load_quantized, open_checkpoint
 from fourbee.engine.engine import Engine
 from fourbee.engine.request import Event, Finished, FinishReason, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
@@ -22,6 +22,7 @@ from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
+from fourbee.model.checkpoint_files import Progress
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.chat_format import ChatFormat, Message, Tool
 from fourbee.text.tokenizer import Tokenizer
@@ -78,11 +79,13 @@ class LLM:
         settings: EngineSettings | None = None,
         backend: str = "auto",
         quantize: str = "none",
+        progress: Progress | None = None,
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
-        `backend` and `quantize` as in `open_operations`.
+        `backend` and `quantize` as in `open_operations`. What `quantize` packs is kept for the next
+        time (`load_quantized`); `progress` is told of the packing.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
@@ -90,7 +93,12 @@ class LLM:
         tokenizer, defaults = files.tokenizer, files.defaults
         config = files.config
         ops = open_operations(backend, device, dtype, config.torch_dtype, quantize, config.head_dim)
-        return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
+        weights = (
+            files.load_weights(ops)
+            if quantize == "none"
+            else load_quantized(files, quantize, ops, progress)
+        )
+        return cls(weights, ops, tokenizer, defaults, settings)
 
     def generate(
         self,

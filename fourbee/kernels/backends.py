@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations
-from fourbee.kernels.packed import Kind, Method, PackedMatrix, pack
+from fourbee.kernels.packed import Kind, Method, PackedMatrix, pack, rel_error
 
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -114,6 +114,15 @@ def pack_fast(
 
         return pack_natively(matrix, kind, group, rotated, method)
     return pack(matrix, kind, group, rotated, method)
+
+
+def rel_error_fast(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+    """`packed.rel_error`, with the kernels where they were built; the same number."""
+    if native_built():
+        from fourbee.kernels.native_ops import rows_natively
+
+        return rel_error(matrix, packed, rows_natively)
+    return rel_error(matrix, packed)
 
 
 def native_built() -> bool:

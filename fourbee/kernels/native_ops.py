@@ -117,10 +117,7 @@ class NativeOperations(NumpyOperations):
 
     def from_packed(self, packed: PackedMatrix) -> NativeMatrix:
         """A matrix that is packed already, in whatever kind; its bytes are not copied."""
-        weights = _native.PackedWeights(
-            packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
-        )
-        return NativeMatrix(packed, weights)
+        return NativeMatrix(packed, _weights(packed))
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         return unpack(array.packed) if isinstance(array, NativeMatrix) else super().to_numpy(array)
@@ -256,6 +253,19 @@ def pack_natively(
     if not scales_finite(packed):
         raise UsageError(TOO_LARGE)
     return packed
+
+
+def rows_natively(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """What `packed.rows` gives, bit for bit."""
+    out = np.empty((len(ids), packed.columns), dtype=np.float32)
+    _native.unpack_rows(_weights(packed), ids.astype(np.int64), out)
+    return out
+
+
+def _weights(packed: PackedMatrix) -> _native.PackedWeights:
+    return _native.PackedWeights(
+        packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
+    )
 
 
 def _own(cache: SequenceCache) -> NativeCache:

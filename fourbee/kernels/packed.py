@@ -25,7 +25,7 @@ not its like in speed (`backends.pack_fast` takes the faster). Files of packed m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -181,7 +181,10 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
     return hadamard_128(values) if packed.rotated else values
 
 
-def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+RowsOf = Callable[[PackedMatrix, npt.NDArray[np.integer[Any]]], FloatArray]
+
+
+def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix, rows: RowsOf = rows) -> float:
     """How far the packed matrix is from the matrix: `|W' - W| / |W|`, 0 for a matrix of zeros."""
     wrong = whole = 0.0
     step = rows_at_once(packed.columns)
@@ -331,7 +334,8 @@ def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The best scale for these numbers, and by how much it lowers the squared error."""
     products = _summed(values_RGD * numbers_RGD)
-    scales = products / np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
+    squares = np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
+    scales: FloatArray = products / squares
     return scales, products * scales
 
 
