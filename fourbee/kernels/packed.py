@@ -271,7 +271,7 @@ def _write_quantised(
     if kind == "int8":
         numbers, scales = _plain_int8(values_RGD)
     else:
-        numbers, scales = _searched_int4(values_RGD) if method == "search" else (
+        numbers, scales = searched_int4(values_RGD) if method == "search" else (
             _plain_int4(values_RGD)
         )  # fmt: skip
     _write_lines((numbers + np.float32(_ADDED[kind])).astype(np.uint8), kind, data)
@@ -313,7 +313,7 @@ def _plain_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     return _rounded(values_RGD, scales, -8, 7), scales
 
 
-def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+def searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The scale of least squared error among candidates of both signs, each fitted to its numbers.
 
     For numbers q the best scale is `Wq / qq`, and the error that it leaves `WW - (Wq)^2 / qq`.
@@ -334,8 +334,8 @@ def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The best scale for these numbers, and by how much it lowers the squared error."""
     products = _summed(values_RGD * numbers_RGD)
-    squares = np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
-    scales: FloatArray = products / squares
+    squares: FloatArray = np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
+    scales = products / squares
     return scales, products * scales
 
 

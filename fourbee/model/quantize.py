@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.backends import pack_fast, rel_error_fast
+from fourbee.kernels.packed import PackedMatrix
 from fourbee.model import gguf_checkpoint
+from fourbee.model.calibrated import CalibratedRounding
 from fourbee.model.checkpoint_files import (
     COMPANIONS,
     Layout,
@@ -29,6 +31,7 @@ from fourbee.model.checkpoint_files import (
 from fourbee.model.gguf_file import is_gguf, read_gguf
 from fourbee.model.hub import refuse_full_disk
 from fourbee.model.packed_format import PackedFormat
+from fourbee.model.packing import TABLES
 from fourbee.model.tensor_file import DTYPES, NumpyArray
 from fourbee.model.weights import tensor_shapes
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
@@ -57,11 +60,16 @@ class NotWrittenError(ModelFileError):
 
 
 def quantize_model(
-    source: Path, target: Path, form: PackedFormat, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    form: PackedFormat,
+    progress: Progress | None = None,
+    calibration: Sequence[Sequence[int]] = (),
 ) -> Summary:
     """Writes the model of `source` to the folder `target`, which is new or empty.
 
-    `progress` is told a tensor, and bytes written and in all. Raises UsageError, ModelFileError, or
+    `progress` is told a tensor, and bytes written and in all. `calibration`, for the method "gptq"
+    alone: token ids of texts like those that the model will see. Raises UsageError, ModelFileError, or
     CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
     """
     source, target = source.resolve(), target.resolve()
@@ -74,14 +82,14 @@ def quantize_model(
     layout = _layout(shapes, form)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in layout.items()}
     done, errors = 0, {}
+    calibrated = CalibratedRounding(tensors, form, calibration) if form.method == "gptq" else None
 
     def packed(name: str) -> NumpyArray:
         nonlocal done
         dense = tensors.dense(name)
         if dense.ndim == 2:
-            one = form.of(name)
             try:
-                matrix = pack_fast(dense, one.kind, one.group, one.rotated, one.method)
+                matrix = _packed(name, dense, form, calibrated)
             except UsageError as error:
                 raise UsageError(f"{source}: {name}: {error}") from None
             errors[name] = rel_error_fast(dense, matrix)
@@ -107,6 +115,17 @@ def quantize_model(
         worst_error=errors[worst],
         worst_matrix=worst,
     )  # fmt: skip
+
+
+def _packed(
+    name: str, dense: NumpyArray, form: PackedFormat, calibrated: CalibratedRounding | None
+) -> PackedMatrix:
+    if calibrated is not None and name not in TABLES:
+        return calibrated.packed(name)
+    one = form.of(name)
+    return pack_fast(
+        dense, one.kind, one.group, one.rotated, "plain" if one.method == "plain" else "search"
+    )
 
 
 def weight_files(source: Path) -> list[Path]:
