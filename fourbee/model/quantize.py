@@ -19,7 +19,7 @@ import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.backends import pack_fast, rel_error_fast
-from fourbee.kernels.packed import PackedMatrix
+from fourbee.kernels.packed import Method, PackedMatrix
 from fourbee.model import gguf_checkpoint
 from fourbee.model.calibrated import CalibratedRounding
 from fourbee.model.checkpoint_files import (
@@ -69,8 +69,8 @@ def quantize_model(
     """Writes the model of `source` to the folder `target`, which is new or empty.
 
     `progress` is told a tensor, and bytes written and in all. `calibration`, for the method "gptq"
-    alone: token ids of texts like those that the model will see. Raises UsageError, ModelFileError, or
-    CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
+    alone: token ids of texts like those that the model will see. Raises UsageError, ModelFileError,
+    or CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
     """
     source, target = source.resolve(), target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -122,10 +122,13 @@ def _packed(
 ) -> PackedMatrix:
     if calibrated is not None and name not in TABLES:
         return calibrated.packed(name)
-    one = form.of(name)
-    return pack_fast(
-        dense, one.kind, one.group, one.rotated, "plain" if one.method == "plain" else "search"
-    )
+    return packed_as(dense, form.of(name))
+
+
+def packed_as(dense: NumpyArray, form: PackedFormat) -> PackedMatrix:
+    """One matrix in its form, without calibration."""
+    method: Method = "plain" if form.method == "plain" else "search"
+    return pack_fast(dense, form.kind, form.group, form.rotated, method)
 
 
 def weight_files(source: Path) -> list[Path]:
