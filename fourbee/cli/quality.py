@@ -100,7 +100,7 @@ def table(found: Mapping[str, Quality]) -> str:
         error = "" if one.weight_error is None else f"{one.weight_error:.4f}"
         lines.append(
             f"| {name} | {bits} | {error} | {one.greedy_equal:.1%} | {one.top1_equal:.2%} "
-            f"| {one.mean_kl:.2e} |"
+            f"| {one.mean_kl:.2e} ± {one.kl_error:.0e} |"
         )
     any_one = next(iter(found.values()))
     return "\n".join(lines) + f"\n\n{any_one.prompts} prompts, {any_one.tokens} tokens.\n"

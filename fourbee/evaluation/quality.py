@@ -56,6 +56,7 @@ class Quality:
     greedy_equal: float  # share of prompts whose whole answer is the same
     top1_equal: float  # share of places with the same likeliest token
     mean_kl: float  # nats a token
+    kl_error: float  # the standard error of that mean, of whole prompts: a few places decide it
     prompts: int
     tokens: int
 
@@ -235,8 +236,9 @@ def _compared(
     error: float | None,
     progress: Callable[[], None],
 ) -> Quality:
-    equal = same = places = 0
-    divergence = 0.0
+    equal = same = 0
+    lengths: list[int] = []
+    divergences: list[float] = []
     for answer in answers:
         # The row of the last prompt token is that of the first answer token; the row of the last
         # answer token says whether it ends here.
@@ -248,12 +250,17 @@ def _compared(
         )
         agree = ours.argmax(-1) == theirs.argmax(-1)
         logs, other_logs = _log_softmax(ours), _log_softmax(theirs)
-        divergence += float((np.exp(logs) * (logs - other_logs)).sum())
-        equal += bool(agree.all())
-        same, places = same + int(agree.sum()), places + len(agree)
+        divergences.append(float((np.exp(logs) * (logs - other_logs)).sum()))
+        lengths.append(len(agree))
+        equal, same = equal + bool(agree.all()), same + int(agree.sum())
         progress()
+    places = sum(lengths)
+    mean = sum(divergences) / places
+    # Of a ratio of sums over prompts, to first order.
+    residuals = np.array(divergences) - mean * np.array(lengths)
+    spread = float(np.sqrt((residuals**2).sum())) / places
     return Quality(
-        bits, error, equal / len(answers), same / places, divergence / places, len(answers), places
+        bits, error, equal / len(answers), same / places, mean, spread, len(answers), places
     )
 
 

@@ -135,13 +135,13 @@ def test_errors_of_random_weights() -> None:
 
 
 def test_requirements_say_what_is_missed() -> None:
-    good = Quality(4.25, 0.09, 0.96, 0.99, 1e-3, 100, 1000)
-    found = {"int8": Quality(8.25, 0.01, 0.98, 1, 0, 100, 1000), "int4": good, "GGUF Q4_0": good}
+    good = Quality(4.25, 0.09, 0.96, 0.99, 1e-3, 2e-4, 100, 1000)
+    found = {"int8": Quality(8.25, 0.01, 0.98, 1, 0, 0, 100, 1000), "int4": good, "GGUF Q4_0": good}
     errors = {"gaussian": {"int4": 0.1, "GGUF Q4_0": 0.09}}
     assert [(one["asked"], one["met"]) for one in requirements(found, errors)] == [
         (">= 0.99", False), (">= 0.95", True), ("<= 0.001", True), ("<= 0.09", False),
     ]  # fmt: skip
-    assert "| int4 | 4.25 | 0.0900 | 96.0% | 99.00% | 1.00e-03 |" in table(found)
+    assert "| int4 | 4.25 | 0.0900 | 96.0% | 99.00% | 1.00e-03 ± 2e-04 |" in table(found)
 
 
 def test_the_command_prints_tables_and_one_document(tmp_path, capsys) -> None:
