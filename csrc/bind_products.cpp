@@ -4,8 +4,9 @@
 namespace fourbee {
 namespace {
 
-// Packs dense rows into `data`, a block a task: [rows, columns] from a multiple of 16 rows on.
-void pack(const std::string& kind, int64_t group, bool rotated, InRows rows, nb::ndarray<uint8_t, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu> data) {
+// Packs dense rows into `data`, a block a task: [rows, columns] from a multiple of 16 rows on. The scales of int4 are
+// searched, or plain ones.
+void pack(const std::string& kind, int64_t group, bool rotated, bool searched, InRows rows, nb::ndarray<uint8_t, nb::numpy, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu> data) {
   const int64_t count = int64_t(rows.shape(0)), columns = int64_t(rows.shape(1));
   require(kind != "int4a", "kind = 'int4a': packed from numbers and scales, not from dense rows");
   // Its checks are those of a matrix that is packed already.
@@ -17,7 +18,7 @@ void pack(const std::string& kind, int64_t group, bool rotated, InRows rows, nb:
     std::vector<float> sixteen(size_t(kBlockRows * columns), 0.0f);
     const int64_t first = block * kBlockRows, end = std::min(count, first + kBlockRows);
     std::copy(rows.data() + first * columns, rows.data() + end * columns, sixteen.data());
-    machine().kernels->pack_block(matrix, sixteen.data(), data.data() + block * matrix.block_bytes);
+    machine().kernels->pack_block(matrix, searched, sixteen.data(), data.data() + block * matrix.block_bytes);
   });
 }
 
@@ -127,7 +128,7 @@ void bind_products(nb::module_& module) {
   nb::class_<Adapter>(module, "Adapter")
       .def(nb::init<Integers, const PackedWeights&, const PackedWeights&>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
            nb::arg("rows"), nb::arg("down"), nb::arg("up"));
-  module.def("pack", &pack, nb::arg("kind"), nb::arg("group"), nb::arg("rotated"), nb::arg("rows"), nb::arg("data"));
+  module.def("pack", &pack, nb::arg("kind"), nb::arg("group"), nb::arg("rotated"), nb::arg("searched"), nb::arg("rows"), nb::arg("data"));
   module.def("linear", &linear, nb::arg("weights"), nb::arg("x"), nb::arg("out"), nb::arg("add"), nb::arg("delta") = Adapters());
   module.def("norm_linear", &norm_linear, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("weights"), nb::arg("outs"),
              nb::arg("deltas") = std::vector<Adapters>());

@@ -131,7 +131,7 @@ struct Kernels {
   void (*norm)(const Source&, float* out, int64_t columns, int64_t row_begin, int64_t row_end);
   void (*rotate_heads)(const HeadRotation&, int64_t row_begin, int64_t row_end);
   // 16 rows `[16, columns]` into one block; rotates them in place where the matrix is rotated.
-  void (*pack_block)(const Matrix&, float* rows, uint8_t* block);
+  void (*pack_block)(const Matrix&, bool searched, float* rows, uint8_t* block);
   void (*unpack_row)(const Matrix&, int64_t row, float* out);
   void (*store_keys)(const PageLayout&, uint8_t* const* pages, int64_t layer, int64_t position,
                      const float* key, const float* value);

@@ -1,50 +1,53 @@
 // Part of kernels.cpp, which includes it inside its namespaces: matrices into blocks, and rows of them out again.
 
-// What the value furthest from zero becomes in the scales that are tried, as in packed.py.
+// What the value furthest from zero becomes in the scales that are tried, as in packed.py. All arithmetic here is of one
+// rounding an operation and in one order, without fma, so that packed.py and every instruction set give the same bytes.
 constexpr float kCandidates[] = {-9.5f, -9.0f, -8.5f, -8.0f, -7.5f, -7.0f, -6.5f, -6.0f,
                                  8.5f,  8.0f,  7.5f,  7.0f,  6.5f,  6.0f};
 
-float group_scale_8(const float* x, int64_t group) {
-  F top = zero();
-  for (int64_t d = 0; d < group; d += 16) top = max(top, abs(load(x + d)));
-  return half_to_float(float_to_half(largest(top) / 127.0f));
+float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
+
+float stored(float scale) { return half_to_float(float_to_half(scale)); }
+
+F rounded(F x, float inverse, float low, float high) {
+  return min(all(high), max(all(low), round(mul(x, all(inverse)))));
 }
 
-F rounded_4(F x, float inverse) { return min(all(7.0f), max(all(-8.0f), round(mul(x, all(inverse))))); }
+// The value furthest from zero, with its sign; of two alike the negative one.
+float extreme_of(const float* x, int64_t group) {
+  F high = load(x), low = sub(zero(), load(x));
+  for (int64_t d = 16; d < group; d += 16) high = max(high, load(x + d)), low = max(low, sub(zero(), load(x + d)));
+  const float most = largest(high), least = -largest(low);
+  return (most > -least ? most : least) + 0.0f;  // never -0
+}
 
 // The best scale for the integers that `scale` gives (least squares), and by how much it lowers the
 // squared error.
 float fitted_4(const float* x, int64_t group, float scale, float* gain) {
-  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  const float inverse = inverse_of(scale);
   F products = zero(), squares = zero();
   for (int64_t d = 0; d < group; d += 16) {
-    const F v = load(x + d), q = rounded_4(v, inverse);
-    products = fma(v, q, products);
-    squares = fma(q, q, squares);
+    const F v = load(x + d), q = rounded(v, inverse, -8.0f, 7.0f);
+    products = add(products, mul(v, q));
+    squares = add(squares, mul(q, q));
   }
-  const float dot = sum(products), square = std::max(1.0f, sum(squares));
-  *gain = dot / square * dot;
-  return dot / square;
+  const float dot = sum(products), best = dot / std::max(1.0f, sum(squares));
+  *gain = dot * best;
+  return best;
 }
 
-// The scale of least squared error among the candidates, each fitted to its integers; then the
-// integers for that scale as it is stored.
-float group_scale_4(const float* x, int64_t group, float* integers) {
-  float extreme = 0;
-  for (int64_t d = 0; d < group; d++)
-    if (std::fabs(x[d]) > std::fabs(extreme)) extreme = x[d];
+// The scale of least squared error among the candidates, each fitted to its integers; fitted once more.
+float searched_scale_4(const float* x, int64_t group) {
+  const float extreme = extreme_of(x, group);
   float best = extreme / -8.0f, best_gain = 0, gain;
   for (const float becomes : kCandidates) {
     const float fitted = fitted_4(x, group, extreme / becomes, &gain);
     if (gain > best_gain) best_gain = gain, best = fitted;
   }
-  const float scale = half_to_float(float_to_half(fitted_4(x, group, best, &gain)));
-  const float inverse = scale != 0 ? 1.0f / scale : 0.0f;
-  for (int64_t d = 0; d < group; d += 16) store(integers + d, rounded_4(load(x + d), inverse));
-  return scale;
+  return fitted_4(x, group, best, &gain);
 }
 
-void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
+void pack_groups(const Matrix& w, bool searched, const float* rows, uint8_t* block) {
   const bool small = w.kind == Kind::int4;
   const int64_t lines = w.group / (small ? 8 : 4);
   std::vector<float> integers(w.group);
@@ -52,12 +55,10 @@ void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
     std::memset(block, 0, lines * 64);
     for (int64_t n = 0; n < kBlockRows; n++) {
       const float* x = rows + n * w.columns + g * w.group;
-      const float scale = small ? group_scale_4(x, w.group, integers.data()) : group_scale_8(x, w.group);
-      if (!small) {
-        const F divisor = all(scale > 0 ? scale : 1.0f);
-        for (int64_t d = 0; d < w.group; d += 16)
-          store(integers.data() + d, min(all(127.0f), max(all(-127.0f), round(div(load(x + d), divisor)))));
-      }
+      const float extreme = extreme_of(x, w.group);
+      const float scale = stored(!small ? std::fabs(extreme) / 127.0f : searched ? searched_scale_4(x, w.group) : extreme / -8.0f);
+      const float inverse = inverse_of(scale), low = small ? -8.0f : -127.0f, high = small ? 7.0f : 127.0f;
+      for (int64_t d = 0; d < w.group; d += 16) store(integers.data() + d, rounded(load(x + d), inverse, low, high));
       for (int64_t d = 0; d < w.group; d++) {
         const int64_t in_line = d % (small ? 8 : 4);
         const uint32_t q = uint32_t(int32_t(integers[d]) + (small ? 8 : 128));
@@ -69,10 +70,10 @@ void pack_groups(const Matrix& w, const float* rows, uint8_t* block) {
   }
 }
 
-void pack_block(const Matrix& w, float* rows, uint8_t* block) {
+void pack_block(const Matrix& w, bool searched, float* rows, uint8_t* block) {
   if (w.rotated)
     for (int64_t n = 0; n < kBlockRows; n++) hadamard_128(rows + n * w.columns, w.columns);
-  if (is_grouped(w.kind)) return pack_groups(w, rows, block);
+  if (is_grouped(w.kind)) return pack_groups(w, searched, rows, block);
   for (int64_t n = 0; n < kBlockRows; n++)
     for (int64_t d = 0; d < w.columns; d++) {
       const float value = rows[n * w.columns + d];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "fourbee" / "models" / "fourbee-mini"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is pulled or packed goes into a folder of these tests, not into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOURBEE_HOME", str(tmp_path_factory.mktemp("fourbee_home")))
+        yield
 
 
 @pytest.fixture(scope="session")

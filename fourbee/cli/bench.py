@@ -11,14 +11,18 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.quality import quality
+
 if TYPE_CHECKING:
     from fourbee.benchmarks.report import Results
     from fourbee.benchmarks.work import Rate, System, Work
 
 bench_app = typer.Typer(
-    name="bench", help="Measure speed: alone, beside peers, against the machine.",
+    name="bench",
+    help="Measure speed (alone, beside peers, against the machine) and what few bits cost.",
     no_args_is_help=True,
-)  # fmt: skip
+)
+bench_app.command()(quality)
 
 _WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
           "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip

@@ -27,7 +27,8 @@ Quantize = Annotated[
     str,
     typer.Option(
         help="none, int8 or int4 (4.25 bits a weight; embedding and head int8): packs the weights "
-        "while they load. Native backend only."
+        "on the first start and keeps them in ~/.cache/fourbee/packed (or $FOURBEE_HOME/packed), "
+        "where later starts find them. Native backend only."
     ),
 ]
 Temperature = Annotated[

@@ -35,11 +35,19 @@ def quantize(
         typer.Option(help="Weights that share a scale: 32 (closest), 64 or 128 (smallest)."),
     ] = 64,
     method: Annotated[
-        Literal["hadamard", "search", "plain"] | None,
+        Literal["hadamard", "search", "plain", "gptq", "gptq-plain"] | None,
         typer.Option(
             help="Of 4 bits. hadamard: spread outliers first, then search the best scales; "
             "search: the search alone, for widths that are no multiple of 128; plain: largest "
-            "weight to largest number. Default: hadamard."
+            "weight to largest number; gptq: hadamard, rounded so that outputs on the calibration "
+            "texts come closest; gptq-plain: the same on search. Default: hadamard."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="For gptq: a .jsonl of samples as training reads them, or a .txt; about 16,000 "
+            "tokens of it are used."
         ),
     ] = None,
 ) -> None:
@@ -52,9 +60,11 @@ def quantize(
     from fourbee.model.quantize import quantize_model
 
     form = _form(bits, group, method)
+    _check_calibration(form, calibration)
     source = resolve_model(model)
+    sequences = [] if calibration is None else _sequences(calibration, source)
     with progress_bar(str(output)) as show:
-        summary = quantize_model(source, output, form, show)
+        summary = quantize_model(source, output, form, show, sequences)
     before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
     Console(stderr=True, highlight=False).print(
         f"{before:.1f} MB -> {after:.1f} MB, {summary.bits_per_weight:.2f} bits a weight, "
@@ -85,16 +95,37 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.stop()
 
 
+def _check_calibration(form: PackedFormat, calibration: Path | None) -> None:
+    if form.method == "gptq" and calibration is None:
+        raise UsageError(
+            "--method gptq: needs texts like those that the model will see: --calibration FILE, "
+            "a .jsonl of samples or a .txt", "calibration"
+        )  # fmt: skip
+    if form.method != "gptq" and calibration is not None:
+        raise UsageError(f"--calibration {calibration}: for --method gptq only", "calibration")
+
+
+def _sequences(calibration: Path, source: Path) -> list[list[int]]:
+    from fourbee.engine.checkpoint import open_checkpoint
+    from fourbee.model.calibrated import MOST_TOKENS
+    from fourbee.training.calibration import calibration_sequences
+
+    return calibration_sequences(calibration, open_checkpoint(source).tokenizer, MOST_TOKENS)
+
+
 def _form(bits: int, group: int, method: str | None) -> PackedFormat:
     from fourbee.kernels.packed import GROUPS
-    from fourbee.model.packed_format import PackedFormat
+    from fourbee.model.packed_format import PackedFormat, Rounding
 
     if group not in GROUPS:
         raise UsageError(f"--group {group}: expected 32, 64 or 128", "group")
     if bits == 4:
-        hadamard = method in (None, "hadamard")
-        scales: Literal["plain", "search"] = "plain" if method == "plain" else "search"
-        return PackedFormat("int4", group, hadamard, scales, tables="int8")
+        rotated = method in (None, "hadamard", "gptq")
+        rounding: Rounding = (
+            "gptq" if method in ("gptq", "gptq-plain")
+            else "plain" if method == "plain" else "search"
+        )  # fmt: skip
+        return PackedFormat("int4", group, rotated, rounding, tables="int8")
     if bits not in (8, 16):
         raise UsageError(f"--bits {bits}: expected 4, 8 or 16", "bits")
     if method not in (None, "plain"):

@@ -96,8 +96,20 @@ def load(model: str | None, backend: str = "auto", quantize: str = "none") -> LL
     from fourbee.model.hub import resolve_model
 
     path = resolve_model(model)
-    with Console(stderr=True).status(escape(f"loading {model or 'fourbee-mini'} ...")):
-        return LLM.load(path, backend=backend, quantize=quantize)
+    name, console = model or "fourbee-mini", Console(stderr=True, highlight=False)
+    with console.status(escape(f"loading {name} ...")) as status:
+        told = False
+
+        def show(_: str, done: int, total: int) -> None:
+            nonlocal told
+            if not told:
+                console.print(
+                    f"packing {name} into {quantize}, kept for later starts", markup=False
+                )
+                told = True
+            status.update(escape(f"packing {name} ... {done / total:.0%}"))
+
+        return LLM.load(path, backend=backend, quantize=quantize, progress=show)
 
 
 def sampling(

@@ -14,8 +14,11 @@ from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.errors import ModelFileError
 from fourbee.kernels.operations import Operations
 from fourbee.model import checkpoint_files, gguf_checkpoint
+from fourbee.model.checkpoint_files import Progress
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile, is_gguf, read_gguf
+from fourbee.model.packed_cache import packed_folder
+from fourbee.model.quantize import FORMATS
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
 from fourbee.text.tokenizer import Tokenizer
@@ -23,6 +26,9 @@ from fourbee.text.tokenizer import Tokenizer
 
 class Checkpoint(Protocol):
     """A model on the disk. Whatever is read raises ModelFileError where the files are not right."""
+
+    @property
+    def path(self) -> Path: ...
 
     @property
     def config(self) -> Qwen3Config: ...
@@ -47,6 +53,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if is_gguf(path):
         return GgufCheckpoint(path)
     return FolderCheckpoint(path)
+
+
+def load_quantized(
+    checkpoint: Checkpoint, quantize: str, ops: Operations, progress: Progress | None = None
+) -> Qwen3Weights:
+    """The weights in the packing of `--quantize`, mapped from the cache that a first call fills.
+
+    The same bits as packing while loading, which is done where there can be no cache. `progress` is
+    told of the packing.
+    """
+    folder = packed_folder(checkpoint.path, FORMATS[quantize], progress)
+    return checkpoint.load_weights(ops) if folder is None else (
+        checkpoint_files.load_weights(folder, ops)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

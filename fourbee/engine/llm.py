@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-from fourbee.engine.checkpoint import open_checkpoint
+from fourbee.engine.checkpoint import load_quantized, open_checkpoint
 from fourbee.engine.engine import Engine
 from fourbee.engine.request import Event, Finished, FinishReason, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
@@ -22,6 +22,7 @@ from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
+from fourbee.model.checkpoint_files import Progress
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.text.chat_format import ChatFormat, Message, Tool
 from fourbee.text.tokenizer import Tokenizer
@@ -79,11 +80,13 @@ class LLM:
         backend: str = "auto",
         quantize: str = "none",
         kv_type: str = "auto",
+        progress: Progress | None = None,
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
-        `backend`, `quantize` and `kv_type` as in `open_operations`.
+        `backend`, `quantize` and `kv_type` as in `open_operations`. What `quantize` packs is kept for
+        the next time (`load_quantized`); `progress` is told of the packing.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
@@ -94,7 +97,12 @@ class LLM:
             backend, device, dtype, config.torch_dtype, quantize, config.head_dim, config.packed,
             kv_type,
         )  # fmt: skip
-        return cls(files.load_weights(ops), ops, tokenizer, defaults, settings)
+        weights = (
+            files.load_weights(ops)
+            if quantize == "none"
+            else load_quantized(files, quantize, ops, progress)
+        )
+        return cls(weights, ops, tokenizer, defaults, settings)
 
     def generate(
         self,

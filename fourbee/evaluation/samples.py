@@ -14,6 +14,8 @@ from fourbee.evaluation.intervals import Share, clustered, wilson
 from fourbee.evaluation.scoring import is_right
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.json_files import parse_json
+from fourbee.text.chat_format import ChatFormat
+from fourbee.text.tokenizer import Tokenizer
 
 # Prompts answered together.
 _BATCH = 16
@@ -69,7 +71,7 @@ def answer(
     """The model's answers, in order; sample i is drawn with seed `seed + i`."""
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
-        prompts = [prompt_ids(llm, sample) for sample in batch]
+        prompts = [prompt_ids(llm.tokenizer, llm.chat_format, sample) for sample in batch]
         room = llm.engine.context_length
         params = [
             SamplingParams(
@@ -87,14 +89,14 @@ def answer(
             yield Answered(sample, completion.text, right)
 
 
-def prompt_ids(llm: LLM, sample: Mapping[str, Any]) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, chat: ChatFormat, sample: Mapping[str, Any]) -> list[int]:
     """What the model is asked: a conversation up to its last answer, or a raw prompt."""
     if "prompt" in sample:
-        return llm.tokenizer.encode(sample["prompt"], control_tokens=True)
+        return tokenizer.encode(sample["prompt"], control_tokens=True)
     messages = list(sample["messages"])
     if messages[-1]["role"] == "assistant":
         messages.pop()
-    return llm.chat_format.encode(messages, sample.get("tools") or None)
+    return chat.encode(messages, sample.get("tools") or None)
 
 
 def shares(answers: Sequence[Answered]) -> dict[str, Share]:

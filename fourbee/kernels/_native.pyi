@@ -36,7 +36,12 @@ class KvPool:
     def page_bytes(self) -> int: ...
 
 def pack(
-    kind: str, group: int, rotated: bool, rows: Floats, data: npt.NDArray[np.uint8]
+    kind: str,
+    group: int,
+    rotated: bool,
+    searched: bool,
+    rows: Floats,
+    data: npt.NDArray[np.uint8],
 ) -> None: ...
 
 class Adapter:

@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs a model: native, torch or NumPy.
+"""Which implementation of the operations runs a model, or packs one: native, torch or NumPy.
 
 Imports none before it is asked for: serving on a CPU starts, and is installed, without torch.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations
+from fourbee.kernels.packed import Kind, Method, PackedMatrix, pack, rel_error
 
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -112,6 +115,26 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], backend: Back
         raise UsageError(
             f"{name} = {value!r}: needs the native backend, this is {backend}", parameter=name
         )
+
+
+def pack_fast(
+    matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool, method: Method
+) -> PackedMatrix:
+    """`packed.pack`: by the kernels where they were built, else in NumPy; the same bytes."""
+    if native_built():
+        from fourbee.kernels.native_ops import pack_natively
+
+        return pack_natively(matrix, kind, group, rotated, method)
+    return pack(matrix, kind, group, rotated, method)
+
+
+def rel_error_fast(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+    """`packed.rel_error`, with the kernels where they were built; the same number."""
+    if native_built():
+        from fourbee.kernels.native_ops import rows_natively
+
+        return rel_error(matrix, packed, rows_natively)
+    return rel_error(matrix, packed)
 
 
 def native_built() -> bool:

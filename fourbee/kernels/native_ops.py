@@ -36,7 +36,10 @@ from fourbee.kernels.operations import (
 )
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
+    NOT_FINITE,
+    TOO_LARGE,
     Kind,
+    Method,
     PackedMatrix,
     block_bytes,
     check_columns,
@@ -126,10 +129,7 @@ class NativeOperations(NumpyOperations):
 
     def from_packed(self, packed: PackedMatrix) -> NativeMatrix:
         """A matrix that is packed already, in whatever kind; its bytes are not copied."""
-        weights = _native.PackedWeights(
-            packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
-        )
-        return NativeMatrix(packed, weights)
+        return NativeMatrix(packed, _weights(packed))
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         return unpack(array.packed) if isinstance(array, NativeMatrix) else super().to_numpy(array)
@@ -252,8 +252,10 @@ class NativeOperations(NumpyOperations):
         return self._pools[shape]
 
 
-def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool) -> PackedMatrix:
-    """A matrix packed by the kernels; of 4 bits the scales are searched (least squared error).
+def pack_natively(
+    matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: bool, method: Method = "search"
+) -> PackedMatrix:
+    """What `packed.pack` makes of a matrix, byte for byte, made by the kernels.
 
     UsageError where columns do not fit, for NaN or infinity among what is to be whole numbers, and
     where a scale is more than float16 holds.
@@ -263,21 +265,35 @@ def pack_natively(matrix: npt.NDArray[Any], kind: Kind, group: int, rotated: boo
     check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    searched = method == "search"
     for begin in range(0, rows, _ROWS_AT_A_TIME):
         part = np.ascontiguousarray(matrix[begin : begin + _ROWS_AT_A_TIME], dtype=np.float32)
         # A float keeps it, and it is seen in the logits; whole numbers would hide it.
         if group and not np.isfinite(part).all():
-            raise UsageError("a matrix with NaN or infinity cannot be packed")
+            raise UsageError(NOT_FINITE)
         end = begin // BLOCK_ROWS - (-len(part) // BLOCK_ROWS)
-        _native.pack(kind, group, rotated, part, data[begin // BLOCK_ROWS : end])
+        _native.pack(kind, group, rotated, searched, part, data[begin // BLOCK_ROWS : end])
     packed = PackedMatrix(kind, rows, columns, group, rotated, data)
     if not scales_finite(packed):
-        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
+        raise UsageError(TOO_LARGE)
     return packed
 
 
 def _adapters(delta: Sequence[LowRank]) -> list[_native.Adapter]:
     return [_native.Adapter(one.rows, one.down.weights, one.up.weights) for one in delta]
+
+
+def rows_natively(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """What `packed.rows` gives, bit for bit."""
+    out = np.empty((len(ids), packed.columns), dtype=np.float32)
+    _native.unpack_rows(_weights(packed), ids.astype(np.int64), out)
+    return out
+
+
+def _weights(packed: PackedMatrix) -> _native.PackedWeights:
+    return _native.PackedWeights(
+        packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
+    )
 
 
 def _own(cache: SequenceCache) -> NativeCache:

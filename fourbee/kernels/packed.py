@@ -17,14 +17,15 @@ rounding of two products, and groups whose scale is 0; of AWQ and GPTQ, whose ze
 `-zero * scale` is rounded to 11 bits, by at most 1/128 of a step (16 times 2^-11).
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
 
-Packing and unpacking in NumPy: the reference that native code is tested against, not its like in
-speed. Files of packed matrices are `model/packed_format.py`.
+Packing and unpacking in NumPy: the reference that native code is tested against, byte for byte, and
+not its like in speed (`backends.pack_fast` takes the faster). Files of packed matrices are
+`model/packed_format.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ from fourbee.kernels.operations import FloatArray
 Kind = Literal["f32", "bf16", "int8", "int4", "int4a"]
 Method = Literal["plain", "search"]
 Words = npt.NDArray[np.uint32]
+# Of the arithmetic below: raised whenever some matrix gets other bytes than before.
+PACKER = 2
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
 _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
@@ -45,11 +48,11 @@ _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
 _ADDED = {"int8": 128, "int4": 8, "int4a": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
+NOT_FINITE = "a matrix with NaN or infinity cannot be packed"
+TOO_LARGE = "a matrix with weights too large for float16 scales cannot be packed"
 # What the value furthest from zero becomes in the scales that are tried: from finer steps with that
 # value cut to coarser ones, and of both signs, as -8 has no opposite.
 _CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
-_BITS_OF_INDEX = np.arange(128)[:, None] >> np.arange(7) & 1
-_HADAMARD = ((-1.0) ** (_BITS_OF_INDEX @ _BITS_OF_INDEX.T) / math.sqrt(128)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def pack(
     for start in range(0, rows, step):
         part = matrix[start : start + step].astype(np.float32)
         if not np.isfinite(part).all():
-            raise UsageError("a matrix with NaN or infinity cannot be packed")
+            raise UsageError(NOT_FINITE)
         part = hadamard_128(part) if rotated else part
         part = np.pad(part, ((0, -len(part) % BLOCK_ROWS), (0, 0)))
         first = start // BLOCK_ROWS
@@ -178,7 +181,10 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
     return hadamard_128(values) if packed.rotated else values
 
 
-def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix) -> float:
+RowsOf = Callable[[PackedMatrix, npt.NDArray[np.integer[Any]]], FloatArray]
+
+
+def rel_error(matrix: npt.NDArray[Any], packed: PackedMatrix, rows: RowsOf = rows) -> float:
     """How far the packed matrix is from the matrix: `|W' - W| / |W|`, 0 for a matrix of zeros."""
     wrong = whole = 0.0
     step = rows_at_once(packed.columns)
@@ -199,8 +205,15 @@ def scales_finite(packed: PackedMatrix) -> bool:
 
 
 def hadamard_128(x: FloatArray) -> FloatArray:
-    """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order)."""
-    return (x.reshape(-1, 128) @ _HADAMARD).reshape(x.shape)
+    """Each 128 of the last axis times the orthonormal Hadamard matrix (Sylvester order).
+
+    By sums and differences of pairs 1, 2, 4 .. 64 apart, as the kernels do it: the same bits.
+    """
+    halves = np.ascontiguousarray(x, dtype=np.float32)
+    for distance in (1, 2, 4, 8, 16, 32, 64):
+        first, second = np.moveaxis(halves.reshape(-1, 2, distance), 1, 0)
+        halves = np.stack((first + second, first - second), axis=1)
+    return halves.reshape(x.shape) * np.float32(1 / math.sqrt(128))
 
 
 def check_columns(columns: int, kind: Kind, group: int, rotated: bool) -> None:
@@ -258,7 +271,7 @@ def _write_quantised(
     if kind == "int8":
         numbers, scales = _plain_int8(values_RGD)
     else:
-        numbers, scales = _searched_int4(values_RGD) if method == "search" else (
+        numbers, scales = searched_int4(values_RGD) if method == "search" else (
             _plain_int4(values_RGD)
         )  # fmt: skip
     _write_lines((numbers + np.float32(_ADDED[kind])).astype(np.uint8), kind, data)
@@ -300,7 +313,7 @@ def _plain_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     return _rounded(values_RGD, scales, -8, 7), scales
 
 
-def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
+def searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The scale of least squared error among candidates of both signs, each fitted to its numbers.
 
     For numbers q the best scale is `Wq / qq`, and the error that it leaves `WW - (Wq)^2 / qq`.
@@ -320,25 +333,37 @@ def _searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The best scale for these numbers, and by how much it lowers the squared error."""
-    products = np.einsum("rgd,rgd->rg", values_RGD, numbers_RGD)
-    squares = np.maximum(np.einsum("rgd,rgd->rg", numbers_RGD, numbers_RGD), np.float32(1))
+    products = _summed(values_RGD * numbers_RGD)
+    squares: FloatArray = np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
     scales = products / squares
     return scales, products * scales
+
+
+def _summed(terms_RGD: FloatArray) -> FloatArray:
+    """The sums of groups, in the order of the kernels: 16 lanes, then pairs of them."""
+    lanes = terms_RGD.reshape(*terms_RGD.shape[:2], -1, 16)
+    total = np.zeros_like(lanes[..., 0, :])
+    for line in range(lanes.shape[2]):
+        total += lanes[..., line, :]
+    for half in (8, 4, 2, 1):
+        total = total[..., :half] + total[..., half : 2 * half]
+    return total[..., 0]
 
 
 def _extremes(values_RGD: FloatArray) -> FloatArray:
     """Of each group the value furthest from zero, with its sign."""
     high, low = values_RGD.max(axis=2), values_RGD.min(axis=2)
-    extremes: FloatArray = np.where(high > -low, high, low)
+    extremes: FloatArray = np.where(high > -low, high, low) + np.float32(0)  # never -0
     return extremes
 
 
 def _stored(scales: FloatArray) -> FloatArray:
     """The scales as float16 has them; 0 for one that is too small for it."""
-    # Said like this, NaN is too large as well.
-    if scales.size and not np.abs(scales).max() <= np.finfo(np.float16).max:
-        raise UsageError("a matrix with weights too large for float16 scales cannot be packed")
-    return scales.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise UsageError(TOO_LARGE)
+    return halves.astype(np.float32)
 
 
 def _rounded(values_RGD: FloatArray, scales_RG: FloatArray, low: int, high: int) -> FloatArray:

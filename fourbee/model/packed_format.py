@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
     GROUPS,
     Kind,
-    Method,
     PackedMatrix,
     block_bytes,
     check_columns,
@@ -27,7 +26,8 @@ from fourbee.model.tensor_file import NumpyArray
 METHOD = "fourbee-packed"
 VERSION = 1
 _KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4")
-_METHODS: tuple[Method, ...] = ("plain", "search")
+Rounding = Literal["plain", "search", "gptq"]
+_METHODS: tuple[Rounding, ...] = ("plain", "search", "gptq")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PackedFormat:
     kind: Kind
     group: int = 0
     rotated: bool = False
-    method: Method = "plain"
+    method: Rounding = "plain"
     tables: Kind | None = None  # never rotated; None: as the layers
 
     @classmethod

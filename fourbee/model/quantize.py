@@ -1,37 +1,37 @@
 """Packs a model into a `fourbee-packed` folder, tensor by tensor, whole or not at all.
 
-The source is anything that fourbee reads: a folder, packed by others or not, or a GGUF file. Also
-here: the cache of packed models. Not here: how a matrix is packed (`kernels/packed.py`).
+The source is anything that fourbee reads: a folder, packed by others or not, or a GGUF file. Not
+here: how a matrix is packed (`kernels/packed.py`), what `--quantize` keeps (`packed_cache.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
-from fourbee.kernels.packed import pack, rel_error
+from fourbee.kernels.backends import pack_fast, rel_error_fast
+from fourbee.kernels.packed import Method, PackedMatrix
 from fourbee.model import gguf_checkpoint
+from fourbee.model.calibrated import CalibratedRounding
 from fourbee.model.checkpoint_files import (
     COMPANIONS,
-    CONFIG_FILE,
     Layout,
     Progress,
     write_files,
 )
-from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import is_gguf, read_gguf
-from fourbee.model.hub import refuse_full_disk, store
+from fourbee.model.hub import refuse_full_disk
 from fourbee.model.packed_format import PackedFormat
+from fourbee.model.packing import TABLES
 from fourbee.model.tensor_file import DTYPES, NumpyArray
 from fourbee.model.weights import tensor_shapes
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
@@ -55,13 +55,22 @@ class Summary:
     worst_matrix: str
 
 
+class NotWrittenError(ModelFileError):
+    """A folder could not be written: its disk is full, read-only or gone."""
+
+
 def quantize_model(
-    source: Path, target: Path, form: PackedFormat, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    form: PackedFormat,
+    progress: Progress | None = None,
+    calibration: Sequence[Sequence[int]] = (),
 ) -> Summary:
     """Writes the model of `source` to the folder `target`, which is new or empty.
 
-    `progress` is told a tensor, and bytes written and in all. Raises UsageError, ModelFileError, or
-    CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
+    `progress` is told a tensor, and bytes written and in all. `calibration`, for the method "gptq"
+    alone: token ids of texts like those that the model will see. Raises UsageError, ModelFileError,
+    or CapacityError where the disk has no room. Whatever ends it, `target` is whole or as it was.
     """
     source, target = source.resolve(), target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -73,14 +82,17 @@ def quantize_model(
     layout = packed_layout(shapes, form)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in layout.items()}
     done, errors = 0, {}
+    calibrated = CalibratedRounding(tensors, form, calibration) if form.method == "gptq" else None
 
     def packed(name: str) -> NumpyArray:
         nonlocal done
         dense = tensors.dense(name)
         if dense.ndim == 2:
-            one = form.of(name)
-            matrix = pack(dense, one.kind, one.group, one.rotated, one.method)
-            errors[name] = rel_error(dense, matrix)
+            try:
+                matrix = _packed(name, dense, form, calibrated)
+            except UsageError as error:
+                raise UsageError(f"{source}: {name}: {error}") from None
+            errors[name] = rel_error_fast(dense, matrix)
         done += sizes[name]
         if progress is not None:
             progress(name, done, sum(sizes.values()))
@@ -95,8 +107,8 @@ def quantize_model(
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     worst = max(errors, key=lambda name: errors[name])
     return Summary(
-        bytes_before=sum(file.stat().st_size for file in _weight_files(source)),
-        bytes_after=sum(file.stat().st_size for file in _weight_files(target)),
+        bytes_before=sum(file.stat().st_size for file in weight_files(source)),
+        bytes_after=sum(file.stat().st_size for file in weight_files(target)),
         bits_per_weight=8 * sum(sizes[name] for name in matrices)
         / sum(math.prod(shapes[name]) for name in matrices),
         mean_error=sum(errors.values()) / len(errors),
@@ -105,42 +117,22 @@ def quantize_model(
     )  # fmt: skip
 
 
-def quantized_cache(source: Path, form: PackedFormat, progress: Progress | None = None) -> Path:
-    """The folder of the model packed like this, in the user's cache; made on the first call.
-
-    Other processes that want it wait for the one that makes it. It is made anew when names, sizes
-    or times of the source's files, or its configuration, change. A model that is packed like this
-    already is its own folder.
-    """
-    from filelock import FileLock
-
-    source = source.resolve()
-    if not is_gguf(source) and Qwen3Config.load(source).quantization == form:
-        return source
-    folder = store().parent / "packed" / f"{source.stem}-{form.kind}-{_identity(source, form)}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir():
-                quantize_model(source, folder, form, progress)
-    except OSError as error:
-        raise ModelFileError(f"{folder}: cannot be written: {error.strerror}") from error
-    return folder
+def _packed(
+    name: str, dense: NumpyArray, form: PackedFormat, calibrated: CalibratedRounding | None
+) -> PackedMatrix:
+    if calibrated is not None and name not in TABLES:
+        return calibrated.packed(name)
+    return packed_as(dense, form.of(name))
 
 
-def _identity(source: Path, form: PackedFormat) -> str:
-    files = _weight_files(source)
-    if source.is_dir():
-        files += [file for name in COMPANIONS if (file := source / name).is_file()]
-    known = {
-        "files": [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files],
-        "config": (source / CONFIG_FILE).read_text() if source.is_dir() else None,
-        "form": form.to_json(),
-    }
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+def packed_as(dense: NumpyArray, form: PackedFormat) -> PackedMatrix:
+    """One matrix in its form, without calibration."""
+    method: Method = "plain" if form.method == "plain" else "search"
+    return pack_fast(dense, form.kind, form.group, form.rotated, method)
 
 
-def _weight_files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
+    """The files that hold the tensors of a folder, or the one of a GGUF file."""
     return sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
 
 
@@ -173,7 +165,7 @@ def _appearing(target: Path, size: int) -> Iterator[Path]:
             target.rmdir()
         os.replace(unfinished, target)
     except OSError as error:
-        raise ModelFileError(f"{target}: cannot be written: {error.strerror}") from error
+        raise NotWrittenError(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -50,34 +50,38 @@ def weights_tree(
 ) -> Qwen3Weights:
     """The tree of `model/qwen3.py` over tensors named as in a checkpoint; copies nothing."""
 
-    def block(layer: int) -> BlockWeights:
-        prefix = f"model.layers.{layer}."
-
-        def linear(name: str) -> Linear:
-            return Linear(tensors[f"{prefix}{name}.weight"], rotated)
-
-        return BlockWeights(
-            input_norm=tensors[prefix + "input_layernorm.weight"],
-            query=linear("self_attn.q_proj"),
-            key=linear("self_attn.k_proj"),
-            value=linear("self_attn.v_proj"),
-            query_norm=tensors[prefix + "self_attn.q_norm.weight"],
-            key_norm=tensors[prefix + "self_attn.k_norm.weight"],
-            output=linear("self_attn.o_proj"),
-            post_norm=tensors[prefix + "post_attention_layernorm.weight"],
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
-            down=linear("mlp.down_proj"),
-        )
-
     embedding = tensors["model.embed_tokens.weight"]
     head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]
     return Qwen3Weights(
         config=config,
         embedding=embedding,
-        blocks=tuple(block(layer) for layer in range(config.num_hidden_layers)),
+        blocks=tuple(
+            block_weights(layer, tensors, rotated) for layer in range(config.num_hidden_layers)
+        ),
         final_norm=tensors["model.norm.weight"],
         head=Linear(head, head_rotated),
+    )
+
+
+def block_weights(layer: int, tensors: Mapping[str, Array], rotated: bool = False) -> BlockWeights:
+    """One layer of that tree."""
+    prefix = f"model.layers.{layer}."
+
+    def linear(name: str) -> Linear:
+        return Linear(tensors[f"{prefix}{name}.weight"], rotated)
+
+    return BlockWeights(
+        input_norm=tensors[prefix + "input_layernorm.weight"],
+        query=linear("self_attn.q_proj"),
+        key=linear("self_attn.k_proj"),
+        value=linear("self_attn.v_proj"),
+        query_norm=tensors[prefix + "self_attn.q_norm.weight"],
+        key_norm=tensors[prefix + "self_attn.k_norm.weight"],
+        output=linear("self_attn.o_proj"),
+        post_norm=tensors[prefix + "post_attention_layernorm.weight"],
+        gate=linear("mlp.gate_proj"),
+        up=linear("mlp.up_proj"),
+        down=linear("mlp.down_proj"),
     )
 
 

@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fourbee.foundation.errors import UsageError
+from fourbee.model.checkpoint_files import Progress
 from fourbee.model.hub import EMBEDDED, resolve_model
 from fourbee.server.app import create_app
 from fourbee.server.auth import check_binding
@@ -84,6 +85,7 @@ def load_model(settings: ServeSettings) -> ServedModel:
         dtype=settings.dtype,
         backend=settings.backend,
         quantize=settings.quantize,
+        progress=_quarters(),
     )
     return ServedModel(
         name=settings.model_name,
@@ -95,6 +97,19 @@ def load_model(settings: ServeSettings) -> ServedModel:
         parameters=llm.num_parameters,
         embedded=settings.model_name == EMBEDDED,
     )
+
+
+def _quarters() -> Progress:
+    """A line in the log for each quarter of what is packed."""
+    told = 0
+
+    def tell(_: str, done: int, total: int) -> None:
+        nonlocal told
+        if 4 * done // total > told:
+            told = 4 * done // total
+            logger.info("packed %d%%", 25 * told)
+
+    return tell
 
 
 def serve(settings: ServeSettings, load: Load = load_model) -> None:

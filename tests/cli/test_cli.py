@@ -103,6 +103,7 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "train", "train tokenizer", "train pretrain", "train sft",
         "data", "data generate", "data blind",
         "bench", "bench offline", "bench peers", "bench roofline",
+        "bench quality",
     }  # fmt: skip
 
 

@@ -93,11 +93,12 @@ def test_a_missing_file_is_an_error(tmp_path):
 def test_a_conversation_is_asked_up_to_its_last_answer():
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     llm = ScriptedLLM()
-    assert prompt_ids(llm, {"messages": turns}) == ("chat", turns[:3], None)
-    assert prompt_ids(llm, {"messages": turns[:3], "tools": []}) == ("chat", turns[:3], None)
-    assert prompt_ids(llm, {"messages": turns[:1], "tools": ["t"]}) == ("chat", turns[:1], ["t"])
+    asked = (llm.tokenizer, llm.chat_format)
+    assert prompt_ids(*asked, {"messages": turns}) == ("chat", turns[:3], None)
+    assert prompt_ids(*asked, {"messages": turns[:3], "tools": []}) == ("chat", turns[:3], None)
+    assert prompt_ids(*asked, {"messages": turns[:1], "tools": ["t"]}) == ("chat", turns[:1], ["t"])
     assert len(turns) == 4
-    assert prompt_ids(llm, {"prompt": "Once"}) == ("text", "Once")
+    assert prompt_ids(*asked, {"prompt": "Once"}) == ("text", "Once")
 
 
 def test_answers_come_in_order_in_batches_each_with_its_own_seed():

@@ -5,6 +5,7 @@
 
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from fourbee.kernels.packed import PackedMatrix, block_bytes, pack, pack_affine, unpack
 
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
+native_ops = pytest.importorskip("fourbee.kernels.native_ops")
 
 KINDS = [
     ("f32", 0, False),
@@ -154,24 +156,21 @@ def test_affine_int4_of_any_shape_is_the_definition(rows, groups, group, count, 
         assert same_bits(found[i], product(weights, x[i : i + 1], rows)[0])
 
 
-@pytest.mark.parametrize("rows", [16, 37])
+@pytest.mark.parametrize("method", ["plain", "search"])
 @pytest.mark.parametrize(
     ("kind", "group", "rotated"), [kind for kind in KINDS if kind[0] != "int4a"]
 )
-def test_packing_gives_the_layouts_own_bytes(rng, kind, group, rotated, rows) -> None:
-    matrix = numbers(rng, rows, 256)
-    reference = pack(matrix, kind, group=group or 64, rotated=rotated)
-    data = np.empty_like(reference.data)
-    native.pack(kind, group, rotated, matrix, data)
-    if kind in ("f32", "bf16"):
-        assert same_bits(data, reference.data)
-        return
-    dense = unpack(PackedMatrix(kind, rows, 256, group, rotated, data))
-    error, expected = relative_error(dense, matrix), relative_error(unpack(reference), matrix)
-    assert abs(error - expected) < 2e-4  # the same search; sums are in another order
-    if kind == "int4":
-        plain = unpack(pack(matrix, kind, group=group, rotated=rotated, method="plain"))
-        assert error < relative_error(plain, matrix)
+def test_packing_gives_the_references_bytes(rng, kind, group, rotated, method) -> None:
+    heavy = rng.standard_t(3, (37, 384)).astype(np.float32)
+    uniform = rng.uniform(-1, 1, (1500, 256)).astype(ml_dtypes.bfloat16)
+    # Of both signs alike, all zeros, and numbers at the ends of what a float16 scale holds.
+    odd = np.zeros((16, 256), np.float32)
+    odd[0, ::3], odd[0, 1::3] = 2.0, -2.0
+    odd[1:4] = numbers(rng, 3, 256) * 1e-7
+    odd[4:7] = numbers(rng, 3, 256) * 2e4
+    for matrix in (heavy, uniform, odd):
+        made = native_ops.pack_natively(matrix, kind, group or 64, rotated, method)
+        assert same_bits(made.data, pack(matrix, kind, group or 64, rotated, method).data)
 
 
 def test_rotation_spreads_outliers(rng) -> None:
@@ -180,7 +179,7 @@ def test_rotation_spreads_outliers(rng) -> None:
     errors = []
     for rotated in (False, True):
         data = np.empty((4, block_bytes("int4", 512, 64)), np.uint8)
-        native.pack("int4", 64, rotated, matrix, data)
+        native.pack("int4", 64, rotated, True, matrix, data)
         dense = unpack(PackedMatrix("int4", 64, 512, 64, rotated, data))
         errors.append(relative_error(dense, matrix))
     assert errors[1] < 0.1 < errors[0]
@@ -190,7 +189,7 @@ def test_rotation_spreads_outliers(rng) -> None:
 def test_extreme_matrices_are_packed_without_harm(value) -> None:
     for kind in ("int8", "int4"):
         data = np.empty((1, block_bytes(kind, 64, 64)), np.uint8)
-        native.pack(kind, 64, False, np.full((16, 64), value, np.float32), data)
+        native.pack(kind, 64, False, True, np.full((16, 64), value, np.float32), data)
         dense = unpack(PackedMatrix(kind, 16, 64, 64, False, data))
         assert np.allclose(dense, 0 if value == 1e-30 else value, rtol=1e-2)
 
@@ -336,7 +335,7 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
     with pytest.raises(ValueError, match="kind = 'f8'"):
         native.PackedWeights("f8", 16, 64, 0, False, packed.data)
     with pytest.raises(ValueError, match="kind = 'int4a'"):
-        native.pack("int4a", 64, False, numbers(rng, 16, 64), packed.data)
+        native.pack("int4a", 64, False, True, numbers(rng, 16, 64), packed.data)
     with pytest.raises(ValueError, match="bytes of a block = 4096: expected 640"):
         native.PackedWeights("int4a", 16, 64, 32, False, packed.data)
     weights = native.PackedWeights("f32", 16, 64, 0, False, packed.data)

@@ -1,9 +1,8 @@
-"""`fourbee-packed` folders: written whole or not at all, loaded as packed or dense, once cached."""
+"""`fourbee-packed` folders: written whole or not at all, loaded as packed or dense."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model import hub
 from fourbee.model.checkpoint_files import check_weights, load_weights, quantize_checkpoint
 from fourbee.model.packed_format import PackedFormat
-from fourbee.model.quantize import FORMATS, quantize_model, quantized_cache
+from fourbee.model.quantize import FORMATS, quantize_model
 from fourbee.model.weights import named_tensors
 
 from .conftest import CONFIG, ArrayOperations, message, random_tensors, write_folder
@@ -164,18 +163,3 @@ def test_damage_is_one_clear_line(tmp_path, source) -> None:
         changed = values["quantization_config"] | {key: value}
         config.write_text(json.dumps(values | {"quantization_config": changed}))
         assert told() == (f"{config}: quantization_config.{key} = {value!r}: expected {expected}")
-
-
-def test_the_cache_is_made_once_and_again_when_the_source_changes(
-    tmp_path, source, monkeypatch
-) -> None:
-    monkeypatch.setenv("FOURBEE_HOME", str(tmp_path / "home"))
-    first = quantized_cache(source, INT4)
-    assert first.parent == tmp_path / "home" / "packed"
-    made = (first / "model.safetensors").stat().st_mtime_ns
-    assert quantized_cache(source, INT4) == first
-    assert (first / "model.safetensors").stat().st_mtime_ns == made
-    assert quantized_cache(first, INT4) == first  # is packed like this already
-    assert quantized_cache(source, INT8) != first
-    os.utime(source / "model.safetensors", ns=(1, 1))
-    assert quantized_cache(source, INT4) != first
