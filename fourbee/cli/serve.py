@@ -36,6 +36,13 @@ def serve(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     backend: Backend = "auto",
     quantize: Quantize = "none",
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            help="What keys and values are kept in: auto (int8 beside quantised weights, else "
+            "the compute type), float32, bfloat16, int8 or int4. Native backend only."
+        ),
+    ] = "auto",
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
     from fourbee.model.hub import resolve_model
@@ -46,7 +53,7 @@ def serve(
     resolve_model(model)
     # Not typer's `envvar`: help would then print the key's value as a default.
     keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
-    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend, quantize))
+    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend, quantize, kv_type))
 
 
 def pull(

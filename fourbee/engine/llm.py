@@ -85,8 +85,8 @@ class LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
-        `backend`, `quantize` and `kv_type` as in `open_operations`. What `quantize` packs is kept for
-        the next time (`load_quantized`); `progress` is told of the packing.
+        `backend`, `quantize` and `kv_type` as in `open_operations`. What `quantize` packs is kept
+        for the next time (`load_quantized`); `progress` is told of the packing.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.numpy_ops import NumpyOperations
-from fourbee.kernels.operations import Array, FloatArray, Linear
+from fourbee.kernels.operations import Array, FloatArray, Linear, LowRank
 from fourbee.kernels.packed import (
     PackedMatrix,
     hadamard_128,
@@ -131,9 +131,7 @@ class RecordingOperations(NumpyOperations):
         """`[D, D]` of the inputs that this matrix has been multiplied with."""
         return self._of_weight[id(weight)]
 
-    def linear(
-        self, x_TD: FloatArray, linear: Linear, delta: FloatArray | None = None
-    ) -> FloatArray:
+    def linear(self, x_TD: FloatArray, linear: Linear, delta: Sequence[LowRank] = ()) -> FloatArray:
         key = id(linear.weight)
         if x_TD is not self._input:  # query, key and value, and gate and up, share theirs
             size = x_TD.shape[1]

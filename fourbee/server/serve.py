@@ -53,6 +53,7 @@ class ServeSettings:
     dtype: str = "auto"
     backend: str = "auto"
     quantize: str = "none"
+    kv_type: str = "auto"
 
     @property
     def model_name(self) -> str:
@@ -85,6 +86,7 @@ def load_model(settings: ServeSettings) -> ServedModel:
         dtype=settings.dtype,
         backend=settings.backend,
         quantize=settings.quantize,
+        kv_type=settings.kv_type,
         progress=_quarters(),
     )
     return ServedModel(
