@@ -59,7 +59,7 @@ def samples(tmp_path_factory):
     """A file of samples as `fourbee data generate` writes them."""
     mixture = {"passage": 3, "tools": 2, "arithmetic": 2, "about": 1}
     drawn = generate.samples(
-        1, generate.DataFile("calibration", (generate.Phase(24, mixture),)), load_lexicon()
+        1, generate.DataFile("calibration", (generate.Phase(14, mixture),)), load_lexicon()
     )
     return generate.write_samples(tmp_path_factory.mktemp("data") / "samples.jsonl", drawn)
 

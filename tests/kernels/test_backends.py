@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -154,3 +155,14 @@ def test_missing_kernels_are_told_and_auto_goes_on_with_a_warning(machine, caplo
     assert refusal("native")[0].startswith("backend = 'native': its kernels were not built")
     assert isinstance(open_operations(), NumpyOperations)
     assert "running on NumPy, which is right but several times slower" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["plain", "search"])
+def test_a_matrix_is_packed_alike_with_and_without_the_kernels(monkeypatch, method) -> None:
+    matrix = np.random.default_rng(0).standard_normal((40, 128)).astype(np.float32)
+    ways = []
+    for built in (backends.native_built(), False):
+        monkeypatch.setattr(backends, "native_built", lambda built=built: built)
+        packed = backends.pack_fast(matrix, "int4", 64, True, method)
+        ways.append((packed.data.tobytes(), backends.rel_error_fast(matrix, packed)))
+    assert ways[0] == ways[1]
