@@ -235,6 +235,12 @@ inline F fma(F a, F b, F c) { QUARTERS c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]
 inline F max(F a, F b) { QUARTERS a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
 inline F min(F a, F b) { QUARTERS a.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
 inline F abs(F a) { QUARTERS a.v[i] = vabsq_f32(a.v[i]); return a; }
+inline uint32_t below(F a, F b) {
+  static constexpr uint32_t bits[4] = {1, 2, 4, 8};
+  uint32_t r = 0;
+  QUARTERS r |= vaddvq_u32(vandq_u32(vcltq_f32(a.v[i], b.v[i]), vld1q_u32(bits))) << 4 * i;
+  return r;
+}
 inline F round(F a) { QUARTERS a.v[i] = vrndnq_f32(a.v[i]); return a; }
 inline F to_float(I a) { F r; QUARTERS r.v[i] = vcvtq_f32_s32(a.v[i]); return r; }
 inline I to_int(F a) { I r; QUARTERS r.v[i] = vcvtnq_s32_f32(a.v[i]); return r; }
