@@ -33,7 +33,10 @@ void store_head_int8(uint8_t* base, int64_t slot, int64_t head_dim, const float*
   int32_t unused;
   quantise(key, head_dim, rounded.data(), scales + slot, &unused);
   uint8_t* keys = base + slot / 16 * head_dim * 16 + slot % 16 * 4;
-  for (int64_t d = 0; d < head_dim; d++) keys[d / 4 * 64 + d % 4] = uint8_t(rounded[d] + 128);
+  for (int64_t d = 0; d < head_dim; d += 4) {
+    const int32_t four = four_bytes(rounded.data() + d) ^ int32_t(0x80808080);  // 128 added to each
+    std::memcpy(keys + d * 16, &four, 4);
+  }
   quantise(value, head_dim, rounded.data(), scales + kPageKeys + slot, &unused);
   uint8_t* values = base + kPageKeys * head_dim + slot / 4 * head_dim * 4 + slot % 4;
   for (int64_t d = 0; d < head_dim; d++) values[d * 4] = uint8_t(rounded[d] + 128);

@@ -146,21 +146,26 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   size_t needed = 0;
   int64_t first = 0, all_rows = 0;
   for (const int64_t count : sequences.counts) all_rows += count;
+  std::vector<int64_t> sequence_of(size_t(all_rows), 0), firsts;  // of each row; the first row of each sequence
   for (size_t s = 0; s < sequences.counts.size(); s++) {
     AttentionRows part = rows_of(sequences, s, first, all_rows, query_heads * width);
     part.query = query + first * query_heads * width, part.out = out + first * query_heads * width;
     part.query_heads = query_heads, part.layer = layer, part.scale = 1.0f / std::sqrt(float(width));
     parts.push_back(part);
     splits.push_back(part.count == 1 ? splits_seen(part) : std::vector<int64_t>());
+    if (splits.back().size() == 1) splits.back().clear();  // one task does it all
     needed += splits.back().size() * size_t(layout.heads * group);
-    share(part.count, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; row++) {
-        const int64_t from = (first + row) * layout.heads * width;
-        m.kernels->store_keys(layout, part.pages, layer, part.start + row, key + from, value + from);
-      }
-    });
+    std::fill_n(sequence_of.begin() + first, part.count, int64_t(s));
+    firsts.push_back(first);
     first += part.count;
   }
+  share(all_rows, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+      const size_t s = size_t(sequence_of[size_t(row)]);
+      const int64_t from = row * layout.heads * width;
+      m.kernels->store_keys(layout, parts[s].pages, layer, parts[s].start + row - firsts[s], key + from, value + from);
+    }
+  });
 
   m.partials.resize(std::max(m.partials.size(), needed));
   m.partial_sums.resize(std::max(m.partial_sums.size(), needed * size_t(width)));
@@ -170,7 +175,7 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   for (size_t s = 0; s < parts.size(); s++)
     for (int64_t head = 0; head < layout.heads; head++) {
       const AttentionRows& part = parts[s];
-      if (part.count == 1) {
+      if (!splits[s].empty()) {
         const int64_t count = int64_t(splits[s].size());
         joins.push_back({&part, head, 0, 1, 0, count, next});
         for (const int64_t split : splits[s]) {

@@ -11,10 +11,6 @@ from typing import Any, Literal
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-_RELATIONS = tuple(
-    f"relations_{part}" for part in ("people", "world", "things", "society", "surroundings")
-)
-
 Texts = Mapping[str, list[str]]  # language -> texts
 
 
@@ -61,7 +57,7 @@ def load_lexicon() -> Lexicon:
                 statements={language: line[language]["statements"] for language in LANGUAGES},
                 questions={language: line[language]["questions"] for language in LANGUAGES},
             )
-            for name in _RELATIONS
+            for name in ("relations_people", "relations_world", "relations_things")
             for line in _lines(name)
         ),
         attributes=_lines("attributes")[0],
