@@ -24,6 +24,14 @@ struct AttentionTask {
   Partial* partials;
 };
 
+// Positions that one thread stores: int4 keeps two of them in a byte.
+constexpr int64_t kStoredTogether = 16;
+
+struct StoreTask {
+  uint8_t* const* pages;
+  int64_t position, row, count;  // the first position, and its row among those of all sequences
+};
+
 // Rows of a prompt that share the reading of its keys.
 constexpr int64_t kRowTile = 32;
 
@@ -146,7 +154,7 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
   size_t needed = 0;
   int64_t first = 0, all_rows = 0;
   for (const int64_t count : sequences.counts) all_rows += count;
-  std::vector<int64_t> sequence_of(size_t(all_rows), 0), firsts;  // of each row; the first row of each sequence
+  std::vector<StoreTask> stores;
   for (size_t s = 0; s < sequences.counts.size(); s++) {
     AttentionRows part = rows_of(sequences, s, first, all_rows, query_heads * width);
     part.query = query + first * query_heads * width, part.out = out + first * query_heads * width;
@@ -155,15 +163,17 @@ void attend_rows(const PageLayout& layout, const Sequences& sequences, int64_t l
     splits.push_back(part.count == 1 ? splits_seen(part) : std::vector<int64_t>());
     if (splits.back().size() == 1) splits.back().clear();  // one task does it all
     needed += splits.back().size() * size_t(layout.heads * group);
-    std::fill_n(sequence_of.begin() + first, part.count, int64_t(s));
-    firsts.push_back(first);
+    for (int64_t row = 0, end; row < part.count; row = end) {
+      end = std::min(part.count, row + kStoredTogether - (part.start + row) % kStoredTogether);
+      stores.push_back({part.pages, part.start + row, first + row, end - row});
+    }
     first += part.count;
   }
-  share(all_rows, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      const size_t s = size_t(sequence_of[size_t(row)]);
-      const int64_t from = row * layout.heads * width;
-      m.kernels->store_keys(layout, parts[s].pages, layer, parts[s].start + row - firsts[s], key + from, value + from);
+  m.pool->run(int64_t(stores.size()), [&](int64_t i) {
+    const StoreTask& task = stores[size_t(i)];
+    for (int64_t row = 0; row < task.count; row++) {
+      const int64_t from = (task.row + row) * layout.heads * width;
+      m.kernels->store_keys(layout, task.pages, layer, task.position + row, key + from, value + from);
     }
   });
 

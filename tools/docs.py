@@ -17,7 +17,8 @@ SHAPES = ("0.6B", "4B")
 SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end of speed -->)", re.DOTALL)
 COMMANDS = (
     "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
-    "bench offline", "bench peers", "bench roofline", "bench outside", "bench start",
+    "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
+    "bench start",
     "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
 )  # fmt: skip
 
