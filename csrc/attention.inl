@@ -57,10 +57,10 @@ const uint8_t* page_of(const PageLayout& layout, const AttentionRows& a, int64_t
 // Query rows of one task, those of a variant together; `rounded` where keys are integers.
 template <class View>
 struct Queries {
-  Queries() = default;
-  Queries(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t begin, int64_t end)
-      : row_begin(begin), row_end(end), count((end - begin) * (a.query_heads / layout.heads)) {
+  void fill(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t begin, int64_t end) {
     const int64_t group = a.query_heads / layout.heads;
+    row_begin = begin, row_end = end, count = (end - begin) * group;
+    exact.clear(), rounded.rows.clear();
     for (int64_t variant = 0; variant < a.variants; variant++)
       for (int64_t row = begin; row < end; row++)
         for (int64_t i = 0; i < group; i++) {
@@ -68,14 +68,21 @@ struct Queries {
           if constexpr (std::is_same_v<View, CausalView>) view.visible = a.start + row + 1;
           exact.push_back({a.query + variant * a.variant_size + query_offset(layout, a, row, head * group + i), view});
         }
-    if (is_grouped(layout.kind))
-      rounded = rounded_queries(exact.data(), int64_t(exact.size()), layout.head_dim, layout.groups(), a.scale);
+    if (is_grouped(layout.kind)) round_queries(exact.data(), int64_t(exact.size()), layout.head_dim, layout.groups(), a.scale, rounded);
   }
 
   std::vector<QueryRow<View>> exact;
   IntegerRows<View> rounded;
   int64_t row_begin = 0, row_end = 0, count = 0;
 };
+
+// A thread's queries, whose memory is used over and over: single rows with few keys take no longer than allocating.
+template <class View>
+const Queries<View>& queries_of(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t begin, int64_t end) {
+  static thread_local Queries<View> queries;
+  queries.fill(layout, a, head, begin, end);
+  return queries;
+}
 
 // Adds a page to the partial sums of rows; `next` is the page after it.
 template <class View>
@@ -121,10 +128,11 @@ void finish(const Partial& partial, int64_t head_dim, float* out) {
 
 template <class View>
 void attend_as(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row_begin, int64_t row_end) {
-  const Queries<View> queries(layout, a, head, row_begin, row_end);
+  const Queries<View>& queries = queries_of<View>(layout, a, head, row_begin, row_end);
   const int64_t group = a.query_heads / layout.heads, count = queries.count, width = layout.head_dim;
-  std::vector<Partial> totals(count), partials(count);
-  std::vector<float> sums(2 * count * width);
+  static thread_local std::vector<Partial> totals, partials;
+  static thread_local std::vector<float> sums;
+  totals.resize(count), partials.resize(count), sums.resize(2 * count * width);
   for (int64_t i = 0; i < count; i++) {
     totals[i].sum = sums.data() + 2 * i * width;
     partials[i].sum = totals[i].sum + width;
@@ -147,8 +155,8 @@ void attend(const PageLayout& layout, const AttentionRows& a, int64_t head, int6
 
 void attend_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, int64_t split,
                   Partial* partials) {
-  if (a.spans) return sum_split(layout, a, head, split, Queries<SpanView>(layout, a, head, row, row + 1), partials);
-  sum_split(layout, a, head, split, Queries<CausalView>(layout, a, head, row, row + 1), partials);
+  if (a.spans) return sum_split(layout, a, head, split, queries_of<SpanView>(layout, a, head, row, row + 1), partials);
+  sum_split(layout, a, head, split, queries_of<CausalView>(layout, a, head, row, row + 1), partials);
 }
 
 void join(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t row, const Partial* partials,

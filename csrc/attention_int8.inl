@@ -233,8 +233,8 @@ struct IntegerRows {
 };
 
 template <class View>
-IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, int64_t groups, float scale) {
-  IntegerRows<View> out{std::vector<int8_t>(count * head_dim), std::vector<float>(count * groups), std::vector<IntegerRow<View>>(count)};
+void round_queries(const QueryRow<View>* queries, int64_t count, int64_t head_dim, int64_t groups, float scale, IntegerRows<View>& out) {
+  out.values.resize(count * head_dim), out.sums.resize(count * groups), out.rows.resize(count);
   for (int64_t r = 0; r < count; r++) {
     int8_t* values = out.values.data() + r * head_dim;
     float own;
@@ -244,5 +244,4 @@ IntegerRows<View> rounded_queries(const QueryRow<View>* queries, int64_t count, 
     for (int64_t g = 0; g < groups; g++) sums[g] = sum_of(values + g * (head_dim / groups), head_dim / groups);
     out.rows[r] = {values, own * scale, -128 * total, sums, queries[r].view};
   }
-  return out;
 }
