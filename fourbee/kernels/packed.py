@@ -8,6 +8,7 @@ stream of lines of 64 bytes. What a line holds depends on the kind, n being a ro
     int8   four columns:  16 x 4 uint8          q[n][4d] .. q[n][4d+3], 128 added
     int4   eight columns: 16 x 4 bytes, the low half q[n][8d+i], the high half q[n][8d+4+i], 8 added
     int4a  as int4, with nothing added
+    int4c  as int4a
 
 int8 and int4 are symmetric, `W = scale * q`: after the lines of each group of columns come its 16
 float16 scales (32 bytes), one a row. int8 q is from -128 to 127, int4 q from -8 to 7.
@@ -15,6 +16,12 @@ int4a is affine, `W = scale * q + minimum`, q from 0 to 15: after the scales com
 minimums. A minimum and not a zero point, as that holds GGUF's Q4_1 exactly, Q4_K but for the
 rounding of two products, and groups whose scale is 0; of AWQ and GPTQ, whose zero points are whole,
 `-zero * scale` is rounded to 11 bits, by at most 1/128 of a step (16 times 2^-11).
+int4c (compact) is affine with a zero point, in the bytes of int4:
+`W = base * scale_code * (q - zero_code / 16)`, q from 0 to 15. After the lines of each group come
+16 bytes of scale codes, then 16 of zero codes; after all groups 16 float32 bases, one a row. The
+largest scale of a row has code 255, a row of zeros base 0. Not for outliers that are a matter of
+some columns: a group whose scale is far below the largest of its row has a coarse code, so that
+matrices are rotated first.
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
 
 Packing and unpacking in NumPy: the reference that native code is tested against, byte for byte, and
@@ -24,6 +31,7 @@ not its like in speed (`backends.pack_fast` takes the faster). Files of packed m
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -36,16 +44,16 @@ import numpy.typing as npt
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import FloatArray
 
-Kind = Literal["f32", "bf16", "int8", "int4", "int4a"]
+Kind = Literal["f32", "bf16", "int8", "int4", "int4a", "int4c"]
 Method = Literal["plain", "search"]
 Words = npt.NDArray[np.uint32]
 # Of the arithmetic below: raised whenever some matrix gets other bytes than before.
-PACKER = 2
+PACKER = 3
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
-_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
+_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4, "int4c": 4}
 # What is added to q, so that it is stored without a sign.
-_ADDED = {"int8": 128, "int4": 8, "int4a": 0}
+_ADDED = {"int8": 128, "int4": 8, "int4a": 0, "int4c": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
 NOT_FINITE = "a matrix with NaN or infinity cannot be packed"
@@ -53,6 +61,10 @@ TOO_LARGE = "a matrix with weights too large for float16 scales cannot be packed
 # What the value furthest from zero becomes in the scales that are tried: from finer steps with that
 # value cut to coarser ones, and of both signs, as -8 has no opposite.
 _CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
+# What is left of the least and of the greatest of a group in the ranges of int4c that are tried.
+_SHRUNK = (1.0, 0.93, 0.86)
+# Scales of int4c below this are 0: the inverse of a code's scale stays far from infinity.
+_LEAST_SCALE = np.float32(2.0**-100)
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ class PackedMatrix:
 
 
 def block_bytes(kind: Kind, columns: int, group: int) -> int:
-    """Bytes of 16 rows: the lines and, where there are groups, their scales and minimums."""
+    """Bytes of 16 rows: the lines, and what groups and rows have after them."""
     scales = columns // group * BLOCK_ROWS * _scale_bytes(kind) if group else 0
-    return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales
+    return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales + _base_bytes(kind)
 
 
 def pack(
@@ -86,8 +98,8 @@ def pack(
 ) -> PackedMatrix:
     """A matrix `[N, D]` of any float type, packed; UsageError where its columns do not fit.
 
-    The group counts for int8 and int4 only, the method for int4 only. Not for int4a, which holds
-    the numbers of other formats (`pack_affine`).
+    The group counts for whole numbers only, the method for int4 and int4c only. Not for int4a,
+    which holds the numbers of other formats (`pack_affine`).
     """
     assert kind != "int4a", "packed from numbers, not from a matrix"
     rows, columns = matrix.shape
@@ -104,7 +116,9 @@ def pack(
         part = np.pad(part, ((0, -len(part) % BLOCK_ROWS), (0, 0)))
         first = start // BLOCK_ROWS
         target = data[first : first + len(part) // BLOCK_ROWS]
-        if group:
+        if kind == "int4c":
+            _write_compact(part.reshape(len(part), -1, group), method, target)
+        elif group:
             _write_quantised(part.reshape(len(part), -1, group), kind, method, target)
         else:
             _lines(kind, 0, target)[:] = _interleaved(part.astype(_FLOATS[kind]).view(np.uint32))
@@ -171,10 +185,13 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
     if packed.group:
         values_RGD = _numbers(words.reshape(*words.shape[:2], -1), packed.kind)
         tails = _tails(packed.kind, packed.group, packed.data)
-        scales, *minimums = (tail[blocks, :, row].astype(np.float32)[..., None] for tail in tails)
+        scales, *others = (tail[blocks, :, row].astype(np.float32)[..., None] for tail in tails)
+        if packed.kind == "int4c":
+            scales *= _bases(packed.data)[blocks, row, None, None]
+            values_RGD -= others[0] * np.float32(1 / 16)
         values_RGD *= scales
-        if minimums:
-            values_RGD += minimums[0]
+        if packed.kind == "int4a":
+            values_RGD += others[0]
         values = values_RGD.reshape(len(ids), packed.columns)
     else:
         values = words.reshape(len(ids), -1).view(_FLOATS[packed.kind]).astype(np.float32)
@@ -200,6 +217,8 @@ def scales_finite(packed: PackedMatrix) -> bool:
     """Whether every scale is a number; none is where weights were too large for float16."""
     if not packed.group:
         return True
+    if packed.kind == "int4c":
+        return bool(np.isfinite(_bases(packed.data)).all())
     tails = _tails(packed.kind, packed.group, packed.data)
     return all(bool(np.isfinite(tail).all()) for tail in tails)
 
@@ -239,7 +258,7 @@ def _interleaved(words_RL: Words) -> Words:
 
 def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
     """A view of the lines: a word of 4 bytes a row, `[B, L, 16]`, or `[B, groups, L, 16]`."""
-    words = data.view(np.uint32)
+    words = data[:, : data.shape[1] - _base_bytes(kind)].view(np.uint32)
     if not group:
         return words.reshape(len(data), -1, BLOCK_ROWS)
     of_group = group * _BITS[kind] // 32 * BLOCK_ROWS
@@ -248,19 +267,34 @@ def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
     return words.reshape(*words.shape[:2], -1, BLOCK_ROWS)
 
 
-def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float16]]:
-    """Views of the scales and, of int4a, the minimums: `[B, groups, 16]` each."""
-    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS
-    tail = BLOCK_ROWS * _scale_bytes(kind) // 2
-    halves = data.view(np.float16).reshape(len(data), -1, of_group + tail)
+def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+    """Views of what groups have after their lines, `[B, groups, 16]` each.
+
+    The scales and, of int4a, the minimums; of int4c the codes of scales and of zero points.
+    """
+    of_type = np.dtype(np.uint8 if kind == "int4c" else np.float16)
+    of_group = group * _BITS[kind] // 8 * BLOCK_ROWS // of_type.itemsize
+    tail = BLOCK_ROWS * _scale_bytes(kind) // of_type.itemsize
+    items = data[:, : data.shape[1] - _base_bytes(kind)].view(of_type)
+    items = items.reshape(len(data), -1, of_group + tail)
     return [
-        halves[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)
+        items[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)
     ]
+
+
+def _bases(data: npt.NDArray[np.uint8]) -> FloatArray:
+    """A view of the bases of int4c, `[B, 16]`."""
+    return data[:, -BLOCK_ROWS * 4 :].view(np.float32)
 
 
 def _scale_bytes(kind: Kind) -> int:
     """What a row and group has after its numbers."""
     return 4 if kind == "int4a" else 2
+
+
+def _base_bytes(kind: Kind) -> int:
+    """What a block has after its groups."""
+    return BLOCK_ROWS * 4 if kind == "int4c" else 0
 
 
 def _write_quantised(
@@ -277,6 +311,28 @@ def _write_quantised(
     _write_lines((numbers + np.float32(_ADDED[kind])).astype(np.uint8), kind, data)
     by_block = scales.reshape(len(data), BLOCK_ROWS, -1)
     _tails(kind, group, data)[0][:] = by_block.transpose(0, 2, 1)
+
+
+def _write_compact(
+    values_RGD: FloatArray, method: Method, data: npt.NDArray[np.uint8]
+) -> None:
+    """Quantises rows of groups into the bytes of int4c."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scales_RG, zeros_RG = _searched_compact(values_RGD, method)
+        largest = scales_RG.max(axis=1)
+        bases = np.where(largest >= _LEAST_SCALE, largest / np.float32(255), np.float32(0))
+    if not np.isfinite(bases).all():
+        raise UsageError(TOO_LARGE)
+    codes_RG = np.rint(
+        np.divide(scales_RG, bases[:, None], out=np.zeros_like(scales_RG), where=bases[:, None] > 0)
+    )
+    numbers = _rounded_from(values_RGD, bases[:, None] * codes_RG, zeros_RG)
+    _write_lines(numbers.astype(np.uint8), "int4c", data)
+    for tail, part in zip(
+        _tails("int4c", values_RGD.shape[2], data), (codes_RG, zeros_RG), strict=True
+    ):
+        tail[:] = part.reshape(len(data), BLOCK_ROWS, -1).transpose(0, 2, 1)
+    _bases(data)[:] = bases.reshape(len(data), BLOCK_ROWS)
 
 
 def _write_lines(
@@ -339,6 +395,61 @@ def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray
     return scales, products * scales
 
 
+def _searched_compact(values_RGD: FloatArray, method: Method) -> tuple[FloatArray, FloatArray]:
+    """Scales and codes of zero points: of least squared error among the ranges that are tried."""
+    low = np.minimum(values_RGD.min(axis=2), np.float32(0))
+    high = np.maximum(values_RGD.max(axis=2), np.float32(0))
+    best, best_zeros = _compact_range(low, high)
+    if method == "plain":
+        return best, best_zeros
+    totals, best_gain = _summed(values_RGD), np.zeros_like(low)
+    # At last the best one once more, for the numbers that it gives.
+    for shrunk in (*itertools.product(_SHRUNK, _SHRUNK), None):
+        trial = (best, best_zeros) if shrunk is None else (
+            _compact_range(low * np.float32(shrunk[0]), high * np.float32(shrunk[1]))
+        )  # fmt: skip
+        fitted, fitted_zeros, gain = _fitted_compact(values_RGD, totals, *trial)
+        better = (gain > best_gain) & (fitted > 0)
+        best, best_zeros = np.where(better, fitted, best), np.where(better, fitted_zeros, best_zeros)
+        best_gain = np.where(better, gain, best_gain)
+    return best, best_zeros
+
+
+def _compact_range(low_RG: FloatArray, high_RG: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The scale and the zero point for which low is 0 and high is 15."""
+    scales = (high_RG - low_RG) / np.float32(15)
+    return scales, _sixteenths(-low_RG * _inverse(scales))
+
+
+def _fitted_compact(
+    values_RGD: FloatArray, totals_RG: FloatArray, scales_RG: FloatArray, zeros_RG: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The scale and the zero point for the numbers that these give, and what they gain.
+
+    The line of least squares through (q, W) has its zero at `mean(q) - mean(W) var(q) / cov(W, q)`;
+    for the zero point as it is stored, the best scale is that of `q - zero` (`_fitted`).
+    """
+    group = np.float32(values_RGD.shape[2])
+    numbers = _rounded_from(values_RGD, scales_RG, zeros_RG)
+    sums, squares = _summed(numbers), _summed(numbers * numbers)
+    products = _summed(values_RGD * numbers)
+    variance = group * squares - sums * sums
+    covariance = group * products - totals_RG * sums
+    sloped = (variance > 0) & (covariance > 0)
+    slope = np.divide(variance, covariance, out=np.zeros_like(sums), where=sloped)
+    zeros = np.where(sloped, _sixteenths((sums - totals_RG * slope) / group), zeros_RG)
+    zero = zeros * np.float32(1 / 16)
+    dot = products - zero * totals_RG
+    about_zero = squares - (zero + zero) * sums + group * (zero * zero)
+    scales = dot / np.maximum(about_zero, np.float32(1 / 256))
+    return scales, zeros, dot * scales
+
+
+def _sixteenths(zeros_RG: FloatArray) -> FloatArray:
+    codes: FloatArray = np.clip(np.rint(zeros_RG * np.float32(16)), np.float32(0), np.float32(255))
+    return codes
+
+
 def _summed(terms_RGD: FloatArray) -> FloatArray:
     """The sums of groups, in the order of the kernels: 16 lanes, then pairs of them."""
     lanes = terms_RGD.reshape(*terms_RGD.shape[:2], -1, 16)
@@ -366,9 +477,22 @@ def _stored(scales: FloatArray) -> FloatArray:
     return halves.astype(np.float32)
 
 
+def _inverse(scales_RG: FloatArray) -> FloatArray:
+    return np.divide(1, scales_RG, out=np.zeros_like(scales_RG), where=scales_RG != 0)
+
+
+def _rounded_from(
+    values_RGD: FloatArray, scales_RG: FloatArray, zeros_RG: FloatArray
+) -> FloatArray:
+    """The whole numbers q from 0 to 15 that come closest, zero points being in sixteenths."""
+    numbers = values_RGD * _inverse(scales_RG)[..., None]
+    numbers += (zeros_RG * np.float32(1 / 16))[..., None]
+    np.rint(numbers, out=numbers)
+    return np.clip(numbers, np.float32(0), np.float32(15), out=numbers)
+
+
 def _rounded(values_RGD: FloatArray, scales_RG: FloatArray, low: int, high: int) -> FloatArray:
     """The whole numbers q within the bounds that come closest; 0 where the scale is 0."""
-    inverse = np.divide(1, scales_RG, out=np.zeros_like(scales_RG), where=scales_RG != 0)
-    numbers = values_RGD * inverse[..., None]
+    numbers = values_RGD * _inverse(scales_RG)[..., None]
     np.rint(numbers, out=numbers)
     return np.clip(numbers, np.float32(low), np.float32(high), out=numbers)
