@@ -32,7 +32,7 @@ struct Matrix {
 };
 
 // Rows made ready for one kind of matrix. f32 and bf16: values. All others: int8 values with a
-// scale and the sum of the values, both [rows, groups].
+// scale and the sum of the values, both [rows, groups]; `shifts` are -sum / 16, for zero points in sixteenths.
 struct Inputs {
   Kind kind;
   int64_t rows, columns, group;
@@ -40,6 +40,7 @@ struct Inputs {
   uint8_t* values;
   float* scales;
   int32_t* sums;
+  float* shifts;
 };
 
 // Where the rows come from: `x`; or RMSNorm of x; or silu(x) * gated.

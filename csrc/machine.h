@@ -84,7 +84,7 @@ struct Machine {
   std::unique_ptr<Pool> pool = std::make_unique<Pool>(int(std::max(1u, std::thread::hardware_concurrency())));
   TimedMutex busy;  // one operation at a time: they share the buffers
   std::vector<uint8_t> values;
-  std::vector<float> scales, gate, up, adapted;
+  std::vector<float> scales, shifts, gate, up, adapted;
   std::vector<int32_t> sums;
   std::vector<Partial> partials;
   std::vector<float> partial_sums;

@@ -111,6 +111,7 @@ void tile_int(const TileArgs& a) {
   const int8_t* x = reinterpret_cast<const int8_t*>(in.values) + a.row * columns;
   const float* x_scales = in.scales + a.row * groups;
   const int32_t* x_sums = in.sums + a.row * groups;
+  const float* x_shifts = in.shifts + a.row * groups;
   const uint8_t *data = w.data + a.block * w.block_bytes, *ahead = a.ahead;
   const int64_t ahead_bytes = ((a.ahead_end - ahead) / groups + 64) & ~int64_t(63);  // a group
   F sums[M][NB];
@@ -121,7 +122,7 @@ void tile_int(const TileArgs& a) {
     I products[M][NB];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const I start = all(-kZero * x_sums[m * groups + g]);
+      const I start = all(kZero ? -kZero * x_sums[m * groups + g] : 0);
       for (int b = 0; b < NB; b++) products[m][b] = start;
     }
     const int8_t* inputs = x + g * group;
@@ -146,10 +147,10 @@ void tile_int(const TileArgs& a) {
     for (int b = 0; b < NB; b++) {
       const uint8_t* tail = data + b * w.block_bytes + lines * 64;
       if constexpr (K == Kind::int4c) {
-        const F scale = load_u8(tail), zero_point = mul(load_u8(tail + kBlockRows), all(-1.0f / 16));
+        const F scale = load_u8(tail), zero_code = load_u8(tail + kBlockRows);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-          const F product = fma(zero_point, to_float(all(x_sums[m * groups + g])), to_float(products[m][b]));
+          const F product = fma(zero_code, all(x_shifts[m * groups + g]), to_float(products[m][b]));
           sums[m][b] = fma(product, mul(scale, all(x_scales[m * groups + g])), sums[m][b]);
         }
         continue;
