@@ -13,7 +13,7 @@ from fourbee.kernels.packed import block_bytes
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 
 REFUSALS = (ValueError, TypeError, MemoryError)
-KINDS = ("f32", "bf16", "int8", "int4", "int4a")
+KINDS = ("f32", "bf16", "int8", "int4", "int4a", "int4c")
 SIZES = st.sampled_from([-(2**63), -1, 0, 1, 2, 15, 16, 17, 32, 64, 128, 2**30, 2**31, 2**62])
 FEW = st.integers(0, 3)
 
