@@ -57,7 +57,7 @@ _ADDED = {"int8": 128, "int4": 8, "int4a": 0, "int4c": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
 NOT_FINITE = "a matrix with NaN or infinity cannot be packed"
-TOO_LARGE = "a matrix with weights too large for float16 scales cannot be packed"
+TOO_LARGE = "a matrix with weights too large for their scales cannot be packed"
 # What the value furthest from zero becomes in the scales that are tried: from finer steps with that
 # value cut to coarser ones, and of both signs, as -8 has no opposite.
 _CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
