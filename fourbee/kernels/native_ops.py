@@ -37,7 +37,6 @@ from fourbee.kernels.operations import (
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
     NOT_FINITE,
-    TOO_LARGE,
     Kind,
     Method,
     PackedMatrix,
@@ -46,6 +45,7 @@ from fourbee.kernels.packed import (
     scales_finite,
     unpack,
 )
+from fourbee.kernels.rounding import TOO_LARGE
 
 # What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
 KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}

@@ -110,9 +110,8 @@ def test_forms_have_the_bits_and_the_order_that_they_should(embedded_model) -> N
         name: np.linalg.norm(form.lossy("model.layers.0.mlp.up_proj.weight", matrix) - matrix)
         for name, form in found.items()
     }
-    assert error["int8"] < error["int4, group 32"] < error["int4"] < (
-        error["int4 symmetric"]
-    ) < error["int4 plain"]
+    order = ["int8", "int4, group 32", "int4", "int4 symmetric", "int4 plain"]
+    assert sorted(order, key=lambda name: error[name]) == order
 
 
 def test_gguf_rounding_is_llama_cpps() -> None:
@@ -135,7 +134,9 @@ def test_errors_of_random_weights() -> None:
     for distribution in ("heavy-tailed", "outliers"):
         assert found[distribution]["int4, group 32"] < q4_k[distribution]
     assert found["uniform"]["int4 search"] < found["uniform"]["GGUF Q4_0"]
-    assert found["gaussian"]["int4"] < 0.0817 and found["heavy-tailed"]["int4"] < q4_k["heavy-tailed"]
+    assert (
+        found["gaussian"]["int4"] < 0.0817 and found["heavy-tailed"]["int4"] < q4_k["heavy-tailed"]
+    )
 
 
 def test_requirements_say_what_is_missed() -> None:

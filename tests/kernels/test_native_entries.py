@@ -88,7 +88,10 @@ def test_pages_of_impossible_sizes_are_refused(layers, heads, head_dim, kind, pa
     except REFUSALS:
         return
     assert (
-        min(layers, heads) > 0 and head_dim > 0 and head_dim % 16 == 0 and kind in ("f32", "int8", "int4")
+        min(layers, heads) > 0
+        and head_dim > 0
+        and head_dim % 16 == 0
+        and kind in ("f32", "int8", "int4")
     )
     for call in (lambda: pool.release(page), lambda: pool.copy(page, page)):
         with pytest.raises(REFUSALS):

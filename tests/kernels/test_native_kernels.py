@@ -189,7 +189,8 @@ def test_compact_int4_of_any_bytes_is_the_definition(rows, groups, group, count,
     x = rng.integers(-126, 127, (count, groups, group)).astype(np.float32)
     x[:, :, :1] = 127
     x = x.reshape(count, columns)
-    spread = np.abs(exact) + np.repeat(np.abs(scale * zero * bases[..., None, None]), group, axis=3)        .reshape(-1, columns)[:rows] / 16
+    added = np.abs(scale * zero / 16 * bases[..., None, None]).repeat(group, axis=3)
+    spread = np.abs(exact) + added.reshape(-1, columns)[:rows]
     expected, sums = x @ exact.T, np.abs(x) @ spread.T
     found = product(weights, x, rows)
     assert (np.abs(found - expected) <= 4e-6 * (sums + 1)).all()
@@ -210,7 +211,7 @@ def test_packing_gives_the_references_bytes(rng, kind, group, rotated, method) -
     odd[1:4] = numbers(rng, 3, 256) * 1e-7
     odd[4:7] = numbers(rng, 3, 256) * 2e4
     # Of one sign, of one value, one number among zeros; and so small that it becomes zero.
-    odd[7:9] = np.abs(numbers(rng, 2, 256)) + [[3], [0]]
+    odd[7:9] = np.abs(numbers(rng, 2, 256)) + np.float32([[3], [0]])
     odd[9], odd[10], odd[11, 100] = 5.0, -5.0, 1.0
     odd[12] = numbers(rng, 256) * 1e-32
     for matrix in (heavy, uniform, odd):

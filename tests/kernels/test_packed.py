@@ -25,7 +25,8 @@ def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 50), st.integers(1, 3), st.sampled_from(["f32", "bf16", "int8", "int4", "int4c"]),
+    st.integers(1, 50), st.integers(1, 3),
+    st.sampled_from(["f32", "bf16", "int8", "int4", "int4c"]),
     st.sampled_from([32, 64, 128]), st.booleans(), st.sampled_from(["plain", "search"]),
     st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.float64]),
 )  # fmt: skip

@@ -27,8 +27,8 @@ WIDE = replace(
 )  # fmt: skip
 UNTIED = replace(WIDE, tie_word_embeddings=False)
 INT4, INT8 = FORMATS["int4"], FORMATS["int8"]
-FORMS = [INT4, INT8, PackedFormat("int4", 32, method="search"), PackedFormat("int4", 64, True, "search", "int8"),
-         PackedFormat("int4", 128),
+FORMS = [INT4, INT8, PackedFormat("int4", 32, method="search"), 
+         PackedFormat("int4", 64, True, "search", "int8"), PackedFormat("int4", 128),
          PackedFormat("bf16"), PackedFormat("f32")]  # fmt: skip
 UP = "model.layers.0.mlp.up_proj.weight"
 
