@@ -125,7 +125,7 @@ def _form(bits: int, group: int, method: str | None) -> PackedFormat:
             "gptq" if method in ("gptq", "gptq-plain")
             else "plain" if method == "plain" else "search"
         )  # fmt: skip
-        # GPTQ writes symmetric int4; without a rotation a row's scales may be too far apart for codes.
+        # GPTQ writes symmetric int4; a row's scales may be too far apart where it is not rotated.
         kind: Kind = "int4c" if method in (None, "hadamard") else "int4"
         return PackedFormat(kind, group, rotated, rounding, tables="int8")
     if bits not in (8, 16):
