@@ -1,4 +1,4 @@
-"""Weights too large for float16 scales are an error of one line that names the tensor."""
+"""Weights too large for their scales are an error of one line that names the tensor."""
 
 from __future__ import annotations
 
