@@ -12,10 +12,10 @@ constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are j
 constexpr int64_t kHeadColumns = 1536;    // of a row of logits that are summed up before sums are joined
 constexpr int64_t kMaximaColumns = 64;    // that share a maximum, by which the likeliest are found
 
-// int4a is int4 with a minimum beside every scale (affine).
-enum class Kind : int32_t { f32, bf16, int8, int4, int4a };
+// int4a is int4 with a minimum beside every scale (affine); int4c has codes of a byte for scales and zero points.
+enum class Kind : int32_t { f32, bf16, int8, int4, int4a, int4c };
 
-constexpr bool is_int4(Kind kind) { return kind == Kind::int4 || kind == Kind::int4a; }
+constexpr bool is_int4(Kind kind) { return kind == Kind::int4 || kind == Kind::int4a || kind == Kind::int4c; }
 constexpr bool is_grouped(Kind kind) { return kind == Kind::int8 || is_int4(kind); }
 
 // A packed matrix; its bytes are described in fourbee/kernels/packed.py.
@@ -25,12 +25,14 @@ struct Matrix {
   bool rotated;
   const uint8_t* data;
   int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
-  // After the lines of each group: its scales and, where it is affine, its minimums.
+  // After the lines of each group: its scales and minimums, or the codes of scales and zero points.
   int64_t scale_bytes() const { return kBlockRows * (kind == Kind::int4a ? 4 : 2); }
+  // After all groups: what scale codes of int4c are multiplied with, a float32 a row.
+  int64_t base_bytes() const { return kind == Kind::int4c ? kBlockRows * 4 : 0; }
 };
 
 // Rows made ready for one kind of matrix. f32 and bf16: values. All others: int8 values with a
-// scale and the sum of the values, both [rows, groups].
+// scale and the sum of the values, both [rows, groups]; `shifts` are -sum / 16, for zero points in sixteenths.
 struct Inputs {
   Kind kind;
   int64_t rows, columns, group;
@@ -38,6 +40,7 @@ struct Inputs {
   uint8_t* values;
   float* scales;
   int32_t* sums;
+  float* shifts;
 };
 
 // Where the rows come from: `x`; or RMSNorm of x; or silu(x) * gated.

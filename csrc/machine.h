@@ -46,7 +46,7 @@ inline void require_equal(const char* what, int64_t found, int64_t expected) {
 std::vector<const Kernels*> supported();
 const Kernels* chosen();
 Kind kind_named(const std::string& name);
-// Also int4a, which is for matrices alone.
+// Also int4a and int4c, which are for matrices alone.
 Kind matrix_kind_named(const std::string& name);
 
 // A mutex that adds up how long it was held, so that one can tell what a step spends outside the
@@ -84,7 +84,7 @@ struct Machine {
   std::unique_ptr<Pool> pool = std::make_unique<Pool>(int(std::max(1u, std::thread::hardware_concurrency())));
   TimedMutex busy;  // one operation at a time: they share the buffers
   std::vector<uint8_t> values;
-  std::vector<float> scales, gate, up, adapted;
+  std::vector<float> scales, shifts, gate, up, adapted;
   std::vector<int32_t> sums;
   std::vector<Partial> partials;
   std::vector<float> partial_sums;
@@ -111,12 +111,12 @@ class PackedWeights {
       : data_(data), matrix_{matrix_kind_named(kind), rows, columns, group, 0, rotated, data.data()} {
     const bool grouped = is_grouped(matrix_.kind);
     require(rows > 0 && columns > 0 && rows < (1 << 30) && columns < (1 << 30), "rows and columns: expected from 1 to 2^30");
-    require(grouped ? group == 32 || group == 64 || group == 128 : group == 0, "group: expected 32, 64 or 128 for int8, int4 and int4a, else 0");
+    require(grouped ? group == 32 || group == 64 || group == 128 : group == 0, "group: expected 32, 64 or 128 for whole numbers, else 0");
     require(!grouped || columns % group == 0, "columns: expected a multiple of the group");
     require(matrix_.kind != Kind::bf16 || columns % 2 == 0, "columns: expected an even number for bf16");
     require(!rotated || columns % 128 == 0, "columns: expected a multiple of 128 where rotated");
-    static constexpr int64_t bits[] = {32, 16, 8, 4, 4};
-    matrix_.block_bytes = columns * kBlockRows * bits[int(matrix_.kind)] / 8 + (grouped ? columns / group * matrix_.scale_bytes() : 0);
+    static constexpr int64_t bits[] = {32, 16, 8, 4, 4, 4};
+    matrix_.block_bytes = columns * kBlockRows * bits[int(matrix_.kind)] / 8 + (grouped ? columns / group * matrix_.scale_bytes() : 0) + matrix_.base_bytes();
     require_equal("blocks", int64_t(data.shape(0)), matrix_.blocks());
     require_equal("bytes of a block", int64_t(data.shape(1)), matrix_.block_bytes);
   }

@@ -54,7 +54,9 @@ Kind kind_named(const std::string& name) {
   throw std::invalid_argument("kind = '" + name + "': expected one of f32, bf16, int8, int4");
 }
 
-Kind matrix_kind_named(const std::string& name) { return name == "int4a" ? Kind::int4a : kind_named(name); }
+Kind matrix_kind_named(const std::string& name) {
+  return name == "int4a" ? Kind::int4a : name == "int4c" ? Kind::int4c : kind_named(name);
+}
 
 }  // namespace fourbee
 

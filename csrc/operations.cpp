@@ -72,7 +72,8 @@ Inputs prepared(const Source& source, int64_t rows, const Matrix& matrix) {
   m.values.resize(std::max(m.values.size(), numbers * (matrix.kind == Kind::f32 ? 4 : matrix.kind == Kind::bf16 ? 2 : 1)));
   m.scales.resize(std::max(m.scales.size(), groups));
   m.sums.resize(std::max(m.sums.size(), groups));
-  const Inputs inputs{matrix.kind, rows, matrix.columns, matrix.group, matrix.rotated, m.values.data(), m.scales.data(), m.sums.data()};
+  m.shifts.resize(std::max(m.shifts.size(), groups));
+  const Inputs inputs{matrix.kind, rows, matrix.columns, matrix.group, matrix.rotated, m.values.data(), m.scales.data(), m.sums.data(), m.shifts.data()};
   share(rows, 1, [&](int64_t begin, int64_t end) { m.kernels->prepare(source, inputs, begin, end); });
   return inputs;
 }

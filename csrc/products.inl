@@ -99,10 +99,11 @@ inline void add_columns(I (&products)[M][NB], const B (&weights)[NB], const int8
 }
 
 // The zero point costs nothing: the integer sums start at -zero * (sum of the group's inputs).
-// Minimums cost one fma a group: each is multiplied by the sum of the group's inputs alone.
+// Minimums cost one fma a group: each is multiplied by the sum of the group's inputs alone. So do the zero points of
+// int4c, which are in sixteenths; its sums are in bases until all groups are done.
 template <Kind K, int M, int NB, bool Ahead>
 void tile_int(const TileArgs& a) {
-  constexpr int32_t kZero = K == Kind::int4a ? 0 : K == Kind::int4 ? 8 : 128;
+  constexpr int32_t kZero = K == Kind::int8 ? 128 : K == Kind::int4 ? 8 : 0;
   constexpr int kColumns = is_int4(K) ? 8 : 4;  // columns of a line
   const Matrix& w = *a.product.matrix;
   const Inputs& in = *a.product.inputs;
@@ -110,6 +111,7 @@ void tile_int(const TileArgs& a) {
   const int8_t* x = reinterpret_cast<const int8_t*>(in.values) + a.row * columns;
   const float* x_scales = in.scales + a.row * groups;
   const int32_t* x_sums = in.sums + a.row * groups;
+  const float* x_shifts = in.shifts + a.row * groups;
   const uint8_t *data = w.data + a.block * w.block_bytes, *ahead = a.ahead;
   const int64_t ahead_bytes = ((a.ahead_end - ahead) / groups + 64) & ~int64_t(63);  // a group
   F sums[M][NB];
@@ -120,7 +122,7 @@ void tile_int(const TileArgs& a) {
     I products[M][NB];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const I start = all(-kZero * x_sums[m * groups + g]);
+      const I start = all(kZero ? -kZero * x_sums[m * groups + g] : 0);
       for (int b = 0; b < NB; b++) products[m][b] = start;
     }
     const int8_t* inputs = x + g * group;
@@ -143,12 +145,22 @@ void tile_int(const TileArgs& a) {
     }
 #pragma GCC unroll 4
     for (int b = 0; b < NB; b++) {
-      const F scale = load_f16(reinterpret_cast<const uint16_t*>(data + b * w.block_bytes + lines * 64));
+      const uint8_t* tail = data + b * w.block_bytes + lines * 64;
+      if constexpr (K == Kind::int4c) {
+        const F scale = load_u8(tail), zero_code = load_u8(tail + kBlockRows);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const F product = fma(zero_code, all(x_shifts[m * groups + g]), to_float(products[m][b]));
+          sums[m][b] = fma(product, mul(scale, all(x_scales[m * groups + g])), sums[m][b]);
+        }
+        continue;
+      }
+      const F scale = load_f16(reinterpret_cast<const uint16_t*>(tail));
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++)
         sums[m][b] = fma(to_float(products[m][b]), mul(scale, all(x_scales[m * groups + g])), sums[m][b]);
       if constexpr (K == Kind::int4a) {
-        const F minimum = load_f16(reinterpret_cast<const uint16_t*>(data + b * w.block_bytes + lines * 64) + kBlockRows);
+        const F minimum = load_f16(reinterpret_cast<const uint16_t*>(tail) + kBlockRows);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const float x_sum = x_scales[m * groups + g] * float(x_sums[m * groups + g]);
@@ -157,6 +169,12 @@ void tile_int(const TileArgs& a) {
       }
     }
     data += lines * 64 + kBlockRows * (K == Kind::int4a ? 4 : 2);
+  }
+  if constexpr (K == Kind::int4c) {
+    for (int b = 0; b < NB; b++) {
+      const F base = load(reinterpret_cast<const float*>(data + b * w.block_bytes));
+      for (int m = 0; m < M; m++) sums[m][b] = mul(sums[m][b], base);
+    }
   }
   write_tile<M, NB>(a, sums);
 }
@@ -278,5 +296,6 @@ void multiply(const Product& product, int64_t block_begin, int64_t block_end) {
     case Kind::int8: return multiply_integers<Kind::int8>(product, block_begin, block_end);
     case Kind::int4: return multiply_integers<Kind::int4>(product, block_begin, block_end);
     case Kind::int4a: return multiply_integers<Kind::int4a>(product, block_begin, block_end);
+    case Kind::int4c: return multiply_integers<Kind::int4c>(product, block_begin, block_end);
   }
 }

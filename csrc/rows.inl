@@ -102,9 +102,11 @@ void prepare(const Source& source, const Inputs& inputs, int64_t row_begin, int6
       for (int64_t d = 0; d < columns; d++) out[d] = float_to_bf16(x[d]);
     } else {
       const int64_t group = inputs.group, groups = columns / group;
-      for (int64_t g = 0; g < groups; g++)
-        quantise(x + g * group, group, reinterpret_cast<int8_t*>(inputs.values) + row * columns + g * group,
-                 inputs.scales + row * groups + g, inputs.sums + row * groups + g);
+      for (int64_t g = 0; g < groups; g++) {
+        const int64_t at = row * groups + g;
+        quantise(x + g * group, group, reinterpret_cast<int8_t*>(inputs.values) + at * group, inputs.scales + at, inputs.sums + at);
+        inputs.shifts[at] = float(inputs.sums[at]) * (-1.0f / 16);
+      }
     }
   }
 }

@@ -95,6 +95,7 @@ inline F load_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
 inline F load_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+inline F load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 inline void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x.v)); }
 inline I all(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline B load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -167,6 +168,8 @@ inline __m256 half_bf16(const uint16_t* p) {
 inline F load_bf16(const uint16_t* p) { return {half_bf16(p), half_bf16(p + 8)}; }
 inline __m256 half_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 inline F load_i8(const int8_t* p) { return {half_i8(p), half_i8(p + 8)}; }
+inline __m256 half_u8(const uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+inline F load_u8(const uint8_t* p) { return {half_u8(p), half_u8(p + 8)}; }
 inline void store_i8(int8_t* p, I x) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
@@ -264,6 +267,14 @@ inline F load_i8(const int8_t* p) {
   const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
   return to_float({{vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)}});
 }
+inline F load_u8(const uint8_t* p) {
+  const uint8x16_t bytes = vld1q_u8(p);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
+  const uint32x4_t words[] = {vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)};
+  F r;
+  QUARTERS r.v[i] = vcvtq_f32_u32(words[i]);
+  return r;
+}
 inline void store_i8(int8_t* p, I x) {
   const int16x8_t low = vcombine_s16(vmovn_s32(x.v[0]), vmovn_s32(x.v[1])), high = vcombine_s16(vmovn_s32(x.v[2]), vmovn_s32(x.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
@@ -329,6 +340,7 @@ inline F times_power_of_2(F a, F n) { LANES a.v[i] = std::ldexp(a.v[i], int(n.v[
 inline F load_f16(const uint16_t* p) { F r; LANES r.v[i] = half_to_float(p[i]); return r; }
 inline F load_bf16(const uint16_t* p) { F r; LANES r.v[i] = bf16_to_float(p[i]); return r; }
 inline F load_i8(const int8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
+inline F load_u8(const uint8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
 inline void store_i8(int8_t* p, I x) { LANES p[i] = int8_t(x.v[i]); }
 inline I all(int32_t x) { I r; LANES r.v[i] = x; return r; }
 inline B load_bytes(const uint8_t* p) { B r; std::memcpy(r.v, p, 64); return r; }

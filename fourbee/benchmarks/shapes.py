@@ -85,11 +85,17 @@ def random_matrix(
 ) -> PackedMatrix:
     """Random integers with one small scale: rows keep their size from layer to layer."""
     data = rng.integers(0, 256, (-(-rows // 16), block_bytes(kind, columns, GROUP)), dtype=np.uint8)
-    lines = GROUP * 16 * (4 if kind == "int4" else 8) // 8
+    lines = GROUP * 16 * (8 if kind == "int8" else 4) // 8
     # Integers are evenly spread, of a size of about a third of their largest.
-    scale = np.float16(1.7 / (8 if kind == "int4" else 128) / np.sqrt(columns))
-    groups = data.reshape(len(data), -1, lines + 32)
-    groups[:, :, lines:] = np.full(16, scale).view(np.uint8)
+    scale = 1.7 / (128 if kind == "int8" else 8) / np.sqrt(columns)
+    if kind == "int4c":
+        groups = data[:, :-64].reshape(len(data), -1, lines + 32)
+        groups[:, :, lines : lines + 16] = 255
+        groups[:, :, lines + 16 :] = 8 * 16
+        data[:, -64:] = np.full(16, scale / 255, np.float32).view(np.uint8)
+    else:
+        groups = data.reshape(len(data), -1, lines + 32)
+        groups[:, :, lines:] = np.full(16, scale, np.float16).view(np.uint8)
     return PackedMatrix(kind, rows, columns, GROUP, rotated, data)
 
 

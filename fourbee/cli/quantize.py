@@ -114,7 +114,7 @@ def _sequences(calibration: Path, source: Path) -> list[list[int]]:
 
 
 def _form(bits: int, group: int, method: str | None) -> PackedFormat:
-    from fourbee.kernels.packed import GROUPS
+    from fourbee.kernels.packed import GROUPS, Kind
     from fourbee.model.packed_format import PackedFormat, Rounding
 
     if group not in GROUPS:
@@ -125,7 +125,9 @@ def _form(bits: int, group: int, method: str | None) -> PackedFormat:
             "gptq" if method in ("gptq", "gptq-plain")
             else "plain" if method == "plain" else "search"
         )  # fmt: skip
-        return PackedFormat("int4", group, rotated, rounding, tables="int8")
+        # GPTQ writes symmetric int4; a row's scales may be too far apart where it is not rotated.
+        kind: Kind = "int4c" if method in (None, "hadamard") else "int4"
+        return PackedFormat(kind, group, rotated, rounding, tables="int8")
     if bits not in (8, 16):
         raise UsageError(f"--bits {bits}: expected 4, 8 or 16", "bits")
     if method not in (None, "plain"):

@@ -76,8 +76,9 @@ def forms(
     """What `fourbee quantize` offers, and llama.cpp's Q8_0 and Q4_0; GPTQ where texts are given."""
     packed = {
         "int8": PackedFormat("int8", group),
-        "int4": PackedFormat("int4", group, True, "search", "int8"),
-        "int4, group 32": PackedFormat("int4", 32, True, "search", "int8"),
+        "int4": PackedFormat("int4c", group, True, "search", "int8"),
+        "int4, group 32": PackedFormat("int4c", 32, True, "search", "int8"),
+        "int4 symmetric": PackedFormat("int4", group, True, "search", "int8"),
         "int4 search": PackedFormat("int4", group, False, "search", "int8"),
         "int4 plain": PackedFormat("int4", group, False, "plain", "int8"),
     }
@@ -190,8 +191,9 @@ def weight_errors(rows: int = 256, columns: int = 2048, seed: int = 0) -> dict[s
         "outliers": outliers,
     }
     ways: Mapping[str, Lossy] = {
-        "int4": lambda _, m: unpack(pack_fast(m, "int4", 64, True, "search")),
-        "int4, group 32": lambda _, m: unpack(pack_fast(m, "int4", 32, True, "search")),
+        "int4": lambda _, m: unpack(pack_fast(m, "int4c", 64, True, "search")),
+        "int4, group 32": lambda _, m: unpack(pack_fast(m, "int4c", 32, True, "search")),
+        "int4 symmetric": lambda _, m: unpack(pack_fast(m, "int4", 64, True, "search")),
         "int4 search": lambda _, m: unpack(pack_fast(m, "int4", 64, False, "search")),
         "int4 search, group 32": lambda _, m: unpack(pack_fast(m, "int4", 32, False, "search")),
         "int4 plain": lambda _, m: unpack(pack_fast(m, "int4", 64, False, "plain")),
@@ -224,8 +226,9 @@ def _packed(tensors: ModelTensors, form: PackedFormat, calibration: Sequence[Pro
 
 
 def _bits(form: PackedFormat) -> float:
-    """Bits a weight, scales and all, whatever the width."""
-    return block_bytes(form.kind, 128, form.group) * 8 / (128 * 16)
+    """Bits a weight, scales and all, whatever the width: less what rows have once."""
+    once = 2 * block_bytes(form.kind, 128, form.group) - block_bytes(form.kind, 256, form.group)
+    return (block_bytes(form.kind, 128, form.group) - once) * 8 / (128 * 16)
 
 
 def _compared(

@@ -37,7 +37,6 @@ from fourbee.kernels.operations import (
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
     NOT_FINITE,
-    TOO_LARGE,
     Kind,
     Method,
     PackedMatrix,
@@ -46,6 +45,7 @@ from fourbee.kernels.packed import (
     scales_finite,
     unpack,
 )
+from fourbee.kernels.rounding import TOO_LARGE
 
 # What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
 KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
@@ -66,7 +66,7 @@ class Packing:
     rotated: bool = False  # the layers', by Hadamard-128: outliers are spread before rounding
 
 
-PACKINGS = {"int8": Packing("int8", "int8"), "int4": Packing("int4", "int8", rotated=True)}
+PACKINGS = {"int8": Packing("int8", "int8"), "int4": Packing("int4c", "int8", rotated=True)}
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def pack_natively(
     where a scale is more than float16 holds.
     """
     rows, columns = matrix.shape
-    group = group if kind in ("int8", "int4") else 0
+    group = 0 if kind in ("f32", "bf16") else group
     check_columns(columns, kind, group, rotated)
     blocks = -(-rows // BLOCK_ROWS)
     data = np.empty((blocks, block_bytes(kind, columns, group)), dtype=np.uint8)

@@ -8,6 +8,7 @@ stream of lines of 64 bytes. What a line holds depends on the kind, n being a ro
     int8   four columns:  16 x 4 uint8          q[n][4d] .. q[n][4d+3], 128 added
     int4   eight columns: 16 x 4 bytes, the low half q[n][8d+i], the high half q[n][8d+4+i], 8 added
     int4a  as int4, with nothing added
+    int4c  as int4a
 
 int8 and int4 are symmetric, `W = scale * q`: after the lines of each group of columns come its 16
 float16 scales (32 bytes), one a row. int8 q is from -128 to 127, int4 q from -8 to 7.
@@ -15,6 +16,12 @@ int4a is affine, `W = scale * q + minimum`, q from 0 to 15: after the scales com
 minimums. A minimum and not a zero point, as that holds GGUF's Q4_1 exactly, Q4_K but for the
 rounding of two products, and groups whose scale is 0; of AWQ and GPTQ, whose zero points are whole,
 `-zero * scale` is rounded to 11 bits, by at most 1/128 of a step (16 times 2^-11).
+int4c (compact) is affine with a zero point, in the bytes of int4:
+`W = base * scale_code * (q - zero_code / 16)`, q from 0 to 15. After the lines of each group come
+16 bytes of scale codes, then 16 of zero codes; after all groups 16 float32 bases, one a row. The
+largest scale of a row has code 255, a row of zeros base 0. Not for outliers that are a matter of
+some columns: a group whose scale is far below the largest of its row has a coarse code, so that
+matrices are rotated first.
 `rotated` says that the rows of W were multiplied by the Hadamard-128 matrix: so must inputs be.
 
 Packing and unpacking in NumPy: the reference that native code is tested against, byte for byte, and
@@ -35,24 +42,27 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import FloatArray
+from fourbee.kernels.rounding import (
+    compact_int4,
+    plain_int4,
+    plain_int8,
+    searched_int4,
+    stored_scales,
+)
 
-Kind = Literal["f32", "bf16", "int8", "int4", "int4a"]
+Kind = Literal["f32", "bf16", "int8", "int4", "int4a", "int4c"]
 Method = Literal["plain", "search"]
 Words = npt.NDArray[np.uint32]
 # Of the arithmetic below: raised whenever some matrix gets other bytes than before.
-PACKER = 2
+PACKER = 3
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
-_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4}
+_BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4, "int4c": 4}
 # What is added to q, so that it is stored without a sign.
-_ADDED = {"int8": 128, "int4": 8, "int4a": 0}
+_ADDED = {"int8": 128, "int4": 8, "int4a": 0, "int4c": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
 NOT_FINITE = "a matrix with NaN or infinity cannot be packed"
-TOO_LARGE = "a matrix with weights too large for float16 scales cannot be packed"
-# What the value furthest from zero becomes in the scales that are tried: from finer steps with that
-# value cut to coarser ones, and of both signs, as -8 has no opposite.
-_CANDIDATES = (-9.5, -9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0)
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,9 @@ class PackedMatrix:
 
 
 def block_bytes(kind: Kind, columns: int, group: int) -> int:
-    """Bytes of 16 rows: the lines and, where there are groups, their scales and minimums."""
+    """Bytes of 16 rows: the lines, and what groups and rows have after them."""
     scales = columns // group * BLOCK_ROWS * _scale_bytes(kind) if group else 0
-    return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales
+    return columns * BLOCK_ROWS * _BITS[kind] // 8 + scales + _base_bytes(kind)
 
 
 def pack(
@@ -86,8 +96,8 @@ def pack(
 ) -> PackedMatrix:
     """A matrix `[N, D]` of any float type, packed; UsageError where its columns do not fit.
 
-    The group counts for int8 and int4 only, the method for int4 only. Not for int4a, which holds
-    the numbers of other formats (`pack_affine`).
+    The group counts for whole numbers only, the method for int4 and int4c only. Not for int4a,
+    which holds the numbers of other formats (`pack_affine`).
     """
     assert kind != "int4a", "packed from numbers, not from a matrix"
     rows, columns = matrix.shape
@@ -104,7 +114,9 @@ def pack(
         part = np.pad(part, ((0, -len(part) % BLOCK_ROWS), (0, 0)))
         first = start // BLOCK_ROWS
         target = data[first : first + len(part) // BLOCK_ROWS]
-        if group:
+        if kind == "int4c":
+            _write_compact(part.reshape(len(part), -1, group), method, target)
+        elif group:
             _write_quantised(part.reshape(len(part), -1, group), kind, method, target)
         else:
             _lines(kind, 0, target)[:] = _interleaved(part.astype(_FLOATS[kind]).view(np.uint32))
@@ -138,7 +150,7 @@ def pack_numbers(
     _write_lines(stored.reshape(len(stored), -1, group), kind, data)
     given = [scale_NG] if minimum_NG is None else [scale_NG, minimum_NG]
     for tail, values in zip(_tails(kind, group, data), given, strict=True):
-        halves = _stored(np.pad(values.astype(np.float32), filling))
+        halves = stored_scales(np.pad(values.astype(np.float32), filling))
         tail[:] = halves.reshape(blocks, BLOCK_ROWS, -1).transpose(0, 2, 1)
     return PackedMatrix(kind, rows, columns, group, False, data)
 
@@ -171,10 +183,13 @@ def rows(packed: PackedMatrix, ids: npt.NDArray[np.integer[Any]]) -> FloatArray:
     if packed.group:
         values_RGD = _numbers(words.reshape(*words.shape[:2], -1), packed.kind)
         tails = _tails(packed.kind, packed.group, packed.data)
-        scales, *minimums = (tail[blocks, :, row].astype(np.float32)[..., None] for tail in tails)
+        scales, *others = (tail[blocks, :, row].astype(np.float32)[..., None] for tail in tails)
+        if packed.kind == "int4c":
+            scales *= _bases(packed.data)[blocks, row, None, None]
+            values_RGD -= others[0] * np.float32(1 / 16)
         values_RGD *= scales
-        if minimums:
-            values_RGD += minimums[0]
+        if packed.kind == "int4a":
+            values_RGD += others[0]
         values = values_RGD.reshape(len(ids), packed.columns)
     else:
         values = words.reshape(len(ids), -1).view(_FLOATS[packed.kind]).astype(np.float32)
@@ -200,6 +215,8 @@ def scales_finite(packed: PackedMatrix) -> bool:
     """Whether every scale is a number; none is where weights were too large for float16."""
     if not packed.group:
         return True
+    if packed.kind == "int4c":
+        return bool(np.isfinite(_bases(packed.data)).all())
     tails = _tails(packed.kind, packed.group, packed.data)
     return all(bool(np.isfinite(tail).all()) for tail in tails)
 
@@ -239,7 +256,7 @@ def _interleaved(words_RL: Words) -> Words:
 
 def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
     """A view of the lines: a word of 4 bytes a row, `[B, L, 16]`, or `[B, groups, L, 16]`."""
-    words = data.view(np.uint32)
+    words = data[:, : data.shape[1] - _base_bytes(kind)].view(np.uint32)
     if not group:
         return words.reshape(len(data), -1, BLOCK_ROWS)
     of_group = group * _BITS[kind] // 32 * BLOCK_ROWS
@@ -248,19 +265,32 @@ def _lines(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> Words:
     return words.reshape(*words.shape[:2], -1, BLOCK_ROWS)
 
 
-def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float16]]:
-    """Views of the scales and, of int4a, the minimums: `[B, groups, 16]` each."""
-    of_group = group * _BITS[kind] // 16 * BLOCK_ROWS
-    tail = BLOCK_ROWS * _scale_bytes(kind) // 2
-    halves = data.view(np.float16).reshape(len(data), -1, of_group + tail)
-    return [
-        halves[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)
-    ]
+def _tails(kind: Kind, group: int, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+    """Views of what groups have after their lines, `[B, groups, 16]` each.
+
+    The scales and, of int4a, the minimums; of int4c the codes of scales and of zero points.
+    """
+    of_type = np.dtype(np.uint8 if kind == "int4c" else np.float16)
+    of_group = group * _BITS[kind] // 8 * BLOCK_ROWS // of_type.itemsize
+    tail = BLOCK_ROWS * _scale_bytes(kind) // of_type.itemsize
+    items = data[:, : data.shape[1] - _base_bytes(kind)].view(of_type)
+    items = items.reshape(len(data), -1, of_group + tail)
+    return [items[..., at : at + BLOCK_ROWS] for at in range(of_group, of_group + tail, BLOCK_ROWS)]
+
+
+def _bases(data: npt.NDArray[np.uint8]) -> FloatArray:
+    """A view of the bases of int4c, `[B, 16]`."""
+    return data[:, -BLOCK_ROWS * 4 :].view(np.float32)
 
 
 def _scale_bytes(kind: Kind) -> int:
     """What a row and group has after its numbers."""
     return 4 if kind == "int4a" else 2
+
+
+def _base_bytes(kind: Kind) -> int:
+    """What a block has after its groups."""
+    return BLOCK_ROWS * 4 if kind == "int4c" else 0
 
 
 def _write_quantised(
@@ -269,14 +299,25 @@ def _write_quantised(
     """Quantises rows of groups into the bytes of their blocks."""
     group = values_RGD.shape[2]
     if kind == "int8":
-        numbers, scales = _plain_int8(values_RGD)
+        numbers, scales = plain_int8(values_RGD)
     else:
         numbers, scales = searched_int4(values_RGD) if method == "search" else (
-            _plain_int4(values_RGD)
+            plain_int4(values_RGD)
         )  # fmt: skip
     _write_lines((numbers + np.float32(_ADDED[kind])).astype(np.uint8), kind, data)
     by_block = scales.reshape(len(data), BLOCK_ROWS, -1)
     _tails(kind, group, data)[0][:] = by_block.transpose(0, 2, 1)
+
+
+def _write_compact(values_RGD: FloatArray, method: Method, data: npt.NDArray[np.uint8]) -> None:
+    """Quantises rows of groups into the bytes of int4c."""
+    numbers, codes_RG, zeros_RG, bases = compact_int4(values_RGD, method == "search")
+    _write_lines(numbers.astype(np.uint8), "int4c", data)
+    for tail, part in zip(
+        _tails("int4c", values_RGD.shape[2], data), (codes_RG, zeros_RG), strict=True
+    ):
+        tail[:] = part.reshape(len(data), BLOCK_ROWS, -1).transpose(0, 2, 1)
+    _bases(data)[:] = bases.reshape(len(data), BLOCK_ROWS)
 
 
 def _write_lines(
@@ -299,76 +340,3 @@ def _numbers(words: Words, kind: Kind) -> FloatArray:
     halves = np.stack((words & low_half, words >> np.uint32(4) & low_half), axis=-1)
     flat = halves.reshape(*words.shape[:2], -1)
     return flat.view(np.uint8).astype(np.float32) - np.float32(_ADDED[kind])
-
-
-def _plain_int8(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    largest: FloatArray = np.abs(_extremes(values_RGD))
-    scales = _stored(np.divide(largest, 127, dtype=np.float32))
-    return _rounded(values_RGD, scales, -127, 127), scales
-
-
-def _plain_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """As llama.cpp's Q4_0: the value furthest from zero, whatever its sign, becomes -8."""
-    scales = _stored(_extremes(values_RGD) / np.float32(-8))
-    return _rounded(values_RGD, scales, -8, 7), scales
-
-
-def searched_int4(values_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The scale of least squared error among candidates of both signs, each fitted to its numbers.
-
-    For numbers q the best scale is `Wq / qq`, and the error that it leaves `WW - (Wq)^2 / qq`.
-    """
-    extremes = _extremes(values_RGD)
-    best_gain = np.zeros_like(extremes)
-    best = extremes / np.float32(-8)
-    for extreme_becomes in _CANDIDATES:
-        trial = extremes / np.float32(extreme_becomes)
-        fitted, gain = _fitted(values_RGD, _rounded(values_RGD, trial, -8, 7))
-        better = gain > best_gain
-        best[better], best_gain[better] = fitted[better], gain[better]
-    # Numbers for the fitted scale, a scale for these numbers, and numbers for that as it is stored.
-    scales = _stored(_fitted(values_RGD, _rounded(values_RGD, best, -8, 7))[0])
-    return _rounded(values_RGD, scales, -8, 7), scales
-
-
-def _fitted(values_RGD: FloatArray, numbers_RGD: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The best scale for these numbers, and by how much it lowers the squared error."""
-    products = _summed(values_RGD * numbers_RGD)
-    squares: FloatArray = np.maximum(_summed(numbers_RGD * numbers_RGD), np.float32(1))
-    scales = products / squares
-    return scales, products * scales
-
-
-def _summed(terms_RGD: FloatArray) -> FloatArray:
-    """The sums of groups, in the order of the kernels: 16 lanes, then pairs of them."""
-    lanes = terms_RGD.reshape(*terms_RGD.shape[:2], -1, 16)
-    total = np.zeros_like(lanes[..., 0, :])
-    for line in range(lanes.shape[2]):
-        total += lanes[..., line, :]
-    for half in (8, 4, 2, 1):
-        total = total[..., :half] + total[..., half : 2 * half]
-    return total[..., 0]
-
-
-def _extremes(values_RGD: FloatArray) -> FloatArray:
-    """Of each group the value furthest from zero, with its sign."""
-    high, low = values_RGD.max(axis=2), values_RGD.min(axis=2)
-    extremes: FloatArray = np.where(high > -low, high, low) + np.float32(0)  # never -0
-    return extremes
-
-
-def _stored(scales: FloatArray) -> FloatArray:
-    """The scales as float16 has them; 0 for one that is too small for it."""
-    with np.errstate(over="ignore"):
-        halves = scales.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise UsageError(TOO_LARGE)
-    return halves.astype(np.float32)
-
-
-def _rounded(values_RGD: FloatArray, scales_RG: FloatArray, low: int, high: int) -> FloatArray:
-    """The whole numbers q within the bounds that come closest; 0 where the scale is 0."""
-    inverse = np.divide(1, scales_RG, out=np.zeros_like(scales_RG), where=scales_RG != 0)
-    numbers = values_RGD * inverse[..., None]
-    np.rint(numbers, out=numbers)
-    return np.clip(numbers, np.float32(low), np.float32(high), out=numbers)

@@ -25,9 +25,9 @@ from fourbee.kernels.packed import (
     PackedMatrix,
     hadamard_128,
     pack_numbers,
-    searched_int4,
     unpack,
 )
+from fourbee.kernels.rounding import searched_int4
 from fourbee.model.gguf_checkpoint import ModelTensors
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.positions import position_scheme

@@ -104,9 +104,8 @@ class Qwen3Config:
     def packed(self) -> str:
         """What a `fourbee-packed` checkpoint's layers are in, "int8" or "int4"; else "none"."""
         form = self.quantization
-        if isinstance(form, packed_format.PackedFormat) and form.kind in ("int8", "int4"):
-            return form.kind
-        return "none"
+        kind = form.kind if isinstance(form, packed_format.PackedFormat) else None
+        return "int4" if kind == "int4c" else kind if kind in ("int8", "int4") else "none"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str = "config.json") -> Qwen3Config:

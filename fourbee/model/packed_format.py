@@ -25,7 +25,7 @@ from fourbee.model.tensor_file import NumpyArray
 
 METHOD = "fourbee-packed"
 VERSION = 1
-_KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4")
+_KINDS: tuple[Kind, ...] = ("f32", "bf16", "int8", "int4", "int4c")
 Rounding = Literal["plain", "search", "gptq"]
 _METHODS: tuple[Rounding, ...] = ("plain", "search", "gptq")
 
@@ -47,7 +47,7 @@ class PackedFormat:
         kind = settings.one_of("kind", _KINDS)
         return cls(
             kind,
-            settings.one_of("group", GROUPS if kind in ("int8", "int4") else (0,)),
+            settings.one_of("group", (0,) if kind in ("f32", "bf16") else GROUPS),
             settings.one_of("rotated", (False, True)),
             settings.one_of("method", _METHODS),
             settings.one_of("tables", _KINDS) if settings.values.get("tables") else None,

@@ -38,7 +38,7 @@ from fourbee.text.gguf_vocabulary import gguf_tokenizer
 
 # What `--quantize` offers.
 FORMATS = {
-    "int4": PackedFormat("int4", 64, rotated=True, method="search", tables="int8"),
+    "int4": PackedFormat("int4c", 64, rotated=True, method="search", tables="int8"),
     "int8": PackedFormat("int8", 64),
 }
 

@@ -36,7 +36,9 @@ def test_random_weights_are_finite_work_of_the_true_size() -> None:
     weights, _ = random_model("tiny", "int4", 1)
     layers, hidden, inner, heads, kv_heads, _ = SHAPES["tiny"]
     a_layer = 2 * hidden * 128 * (heads + kv_heads) + 3 * hidden * inner
-    bits = layers * a_layer * 4.25 + 151_936 * hidden * 8.25
+    rows = layers * (2 * hidden + 128 * (heads + 2 * kv_heads) + 2 * inner)
+    # A layer's rows have a float32 base each.
+    bits = layers * a_layer * 4.25 + rows * 32 + 151_936 * hidden * 8.25
     assert weight_bytes(weights) == bits / 8
 
 

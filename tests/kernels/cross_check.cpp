@@ -36,10 +36,10 @@ static double error_of(const Floats& found, const std::vector<double>& true_ones
 
 // Products of `count` rows with a packed matrix of 37 rows and 256 columns.
 static void check_product(const Kernels& k, Kind kind, int64_t group, bool rotated, int64_t count) {
-  static const char* names[] = {"f32", "bf16", "int8", "int4", "int4a"};
-  static const int64_t bits[] = {32, 16, 8, 4, 4};
+  static const char* names[] = {"f32", "bf16", "int8", "int4", "int4a", "int4c"};
+  static const int64_t bits[] = {32, 16, 8, 4, 4, 4};
   Matrix w{kind, 37, 256, group, 0, rotated, nullptr};
-  w.block_bytes = w.columns * kBlockRows * bits[int(kind)] / 8 + (group ? w.columns / group * w.scale_bytes() : 0);
+  w.block_bytes = w.columns * kBlockRows * bits[int(kind)] / 8 + (group ? w.columns / group * w.scale_bytes() : 0) + w.base_bytes();
   std::vector<uint8_t> data(size_t(w.blocks() * w.block_bytes));
   Floats packed;
   for (int64_t block = 0; block < w.blocks(); block++) {
@@ -47,7 +47,7 @@ static void check_product(const Kernels& k, Kind kind, int64_t group, bool rotat
     packed.insert(packed.end(), sixteen.begin(), sixteen.end());
     uint8_t* at = data.data() + block * w.block_bytes;
     if (kind != Kind::int4a) {
-      k.pack_block(w, sixteen.data(), at);
+      k.pack_block(w, true, sixteen.data(), at);
     } else {  // packed from numbers: any bytes, and halves from 1/4 to 1/2
       for (int64_t i = 0; i < w.block_bytes; i++) at[i] = uint8_t(drawn());
       for (int64_t g = 1; g <= w.columns / group; g++)
@@ -57,9 +57,9 @@ static void check_product(const Kernels& k, Kind kind, int64_t group, bool rotat
   w.data = data.data();
   const Floats x = numbers(count * w.columns);
   std::vector<uint8_t> values(size_t(count * w.columns * 4));
-  Floats scales(size_t(count * 8)), out(size_t(count * w.rows), 1.0f), row(size_t(w.columns));
+  Floats scales(size_t(count * 8)), shifts(size_t(count * 8)), out(size_t(count * w.rows), 1.0f), row(size_t(w.columns));
   std::vector<int32_t> sums(size_t(count * 8));
-  const Inputs inputs{kind, count, w.columns, group, rotated, values.data(), scales.data(), sums.data()};
+  const Inputs inputs{kind, count, w.columns, group, rotated, values.data(), scales.data(), sums.data(), shifts.data()};
   k.prepare({x.data()}, inputs, 0, count);
   k.multiply({&w, &inputs, out.data(), true}, 0, w.blocks());
   std::vector<double> expected(out.size(), 1.0), stored;
@@ -71,7 +71,7 @@ static void check_product(const Kernels& k, Kind kind, int64_t group, bool rotat
   }
   char what[64];
   std::snprintf(what, sizeof what, "%s/%d%s, %d rows", names[int(kind)], int(group), rotated ? "r" : "", int(count));
-  static const double allowed[] = {1e-6, 4e-3, 1e-2, 1e-2, 2e-2}, kept[] = {0, 4e-3, 1e-2, 0.11};
+  static const double allowed[] = {1e-6, 4e-3, 1e-2, 1e-2, 2e-2, 1e-2}, kept[] = {0, 4e-3, 1e-2, 0.11, 0, 0.1};
   judge(k, what, error_of(out, expected), allowed[int(kind)]);
   packed.resize(stored.size());
   if (kind != Kind::int4a) judge(k, "  as packed", error_of(packed, stored), kept[int(kind)]);
@@ -81,7 +81,7 @@ static void check_product(const Kernels& k, Kind kind, int64_t group, bool rotat
 static void check_attention(const Kernels& k, Kind kind, double allowed) {
   const int64_t count = 70, heads = 2, queries = 4, width = 64, bytes = kind == Kind::f32 ? 4 : kind == Kind::bf16 ? 2 : 1;
   const int64_t head_bytes = 2 * kPageKeys * width * bytes + (kind == Kind::int8 ? 2 * kPageKeys * 4 : 0);
-  const PageLayout layout{kind, heads, width, head_bytes, heads * head_bytes};
+  const PageLayout layout{kind, heads, width, 0, head_bytes, heads * head_bytes};
   std::vector<std::vector<uint8_t>> memory(2, std::vector<uint8_t>(size_t(layout.layer_bytes)));
   uint8_t* pages[] = {memory[0].data(), memory[1].data()};
   const Floats q = numbers(count * queries * width), key = numbers(count * heads * width), value = numbers(count * heads * width);
@@ -118,7 +118,7 @@ int main() {
     drawn.seed(1);  // the same numbers for all
     for (const int64_t count : {1, 3, 9}) {
       for (const Kind kind : {Kind::f32, Kind::bf16}) check_product(*k, kind, 0, false, count);
-      for (const Kind kind : {Kind::int8, Kind::int4})
+      for (const Kind kind : {Kind::int8, Kind::int4, Kind::int4c})
         for (const int64_t group : {32, 64, 128}) check_product(*k, kind, group, group == 128, count);
       for (const int64_t group : {32, 64, 128}) check_product(*k, Kind::int4a, group, false, count);
     }

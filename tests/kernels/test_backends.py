@@ -79,7 +79,7 @@ def test_the_kind_of_native_weights_follows_the_type() -> None:
     assert open_operations("native", "cpu", "auto", "float16").kv_kind == "f32"
     assert open_operations("native", "cpu", "bfloat16", "float32").kv_kind == "bf16"
     int4 = open_operations("native", "cpu", "auto", "bfloat16", "int4").packing
-    assert (int4.layers, int4.tables, int4.rotated) == ("int4", "int8", True)
+    assert (int4.layers, int4.tables, int4.rotated) == ("int4c", "int8", True)
     assert open_operations("native", quantize="int4").kv_kind == "int8"
     for name, kind in (
         ("float32", "f32"),

@@ -13,7 +13,7 @@ from fourbee.kernels.packed import block_bytes
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 
 REFUSALS = (ValueError, TypeError, MemoryError)
-KINDS = ("f32", "bf16", "int8", "int4", "int4a")
+KINDS = ("f32", "bf16", "int8", "int4", "int4a", "int4c")
 SIZES = st.sampled_from([-(2**63), -1, 0, 1, 2, 15, 16, 17, 32, 64, 128, 2**30, 2**31, 2**62])
 FEW = st.integers(0, 3)
 
@@ -87,7 +87,12 @@ def test_pages_of_impossible_sizes_are_refused(layers, heads, head_dim, kind, pa
         pool = native.KvPool(layers, heads, head_dim, kind)
     except REFUSALS:
         return
-    assert min(layers, heads) > 0 and head_dim > 0 and head_dim % 16 == 0 and kind
+    assert (
+        min(layers, heads) > 0
+        and head_dim > 0
+        and head_dim % 16 == 0
+        and kind in ("f32", "int8", "int4")
+    )
     for call in (lambda: pool.release(page), lambda: pool.copy(page, page)):
         with pytest.raises(REFUSALS):
             call()

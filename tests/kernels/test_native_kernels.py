@@ -27,9 +27,12 @@ KINDS = [
     ("int4a", 32, False),
     ("int4a", 64, False),
     ("int4a", 128, False),
+    ("int4c", 32, False),
+    ("int4c", 64, True),
+    ("int4c", 128, True),
 ]
 # Inputs are rounded to the kind's activations: bfloat16, or 8 bits a group.
-TOLERANCES = {"f32": 1e-6, "bf16": 4e-3, "int8": 1e-2, "int4": 1e-2, "int4a": 1e-2}
+TOLERANCES = {"f32": 1e-6, "bf16": 4e-3, "int8": 1e-2, "int4": 1e-2, "int4a": 1e-2, "int4c": 1e-2}
 
 
 @pytest.fixture
@@ -156,6 +159,45 @@ def test_affine_int4_of_any_shape_is_the_definition(rows, groups, group, count, 
         assert same_bits(found[i], product(weights, x[i : i + 1], rows)[0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 12), st.sampled_from([32, 64, 128]),
+       st.integers(0, 9), st.integers(0, 2**32 - 1))  # fmt: skip
+def test_compact_int4_of_any_bytes_is_the_definition(rows, groups, group, count, seed) -> None:
+    rng = np.random.default_rng(seed)
+    columns, blocks, lines = groups * group, -(-rows // 16), group * 8
+    data = rng.integers(0, 256, (blocks, block_bytes("int4c", columns, group)), dtype=np.uint8)
+    bases = rng.standard_normal((blocks, 16)).astype(np.float32)
+    data[:, -64:] = bases.view(np.uint8)
+    # Columns of a line: four low halves of the bytes of a row, then the high ones.
+    parts = data[:, :-64].reshape(blocks, groups, lines + 32)
+    bytes_ = parts[..., :lines].reshape(blocks, groups, -1, 16, 4)
+    q = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1).transpose(0, 3, 1, 2, 4)
+    scale, zero = (
+        parts[..., at : at + 16].transpose(0, 2, 1)[..., None].astype(np.float64)
+        for at in (lines, lines + 16)
+    )
+    exact = bases[..., None, None].astype(np.float64) * scale
+    exact = exact * (q.reshape(blocks, 16, groups, group) - zero / 16)
+    exact = exact.reshape(-1, columns)[:rows]
+    packed = PackedMatrix("int4c", rows, columns, group, False, data)
+    np.testing.assert_allclose(unpack(packed), exact, rtol=2e-7)
+    weights = native.PackedWeights("int4c", rows, columns, group, False, data)
+    out = np.empty((rows, columns), np.float32)
+    native.unpack_rows(weights, np.arange(rows), out)
+    assert same_bits(out, unpack(packed))
+    # Whole numbers with 127 in every group are not rounded: the product is exact but for sums.
+    x = rng.integers(-126, 127, (count, groups, group)).astype(np.float32)
+    x[:, :, :1] = 127
+    x = x.reshape(count, columns)
+    added = np.abs(scale * zero / 16 * bases[..., None, None]).repeat(group, axis=3)
+    spread = np.abs(exact) + added.reshape(-1, columns)[:rows]
+    expected, sums = x @ exact.T, np.abs(x) @ spread.T
+    found = product(weights, x, rows)
+    assert (np.abs(found - expected) <= 4e-6 * (sums + 1)).all()
+    for i in range(count):
+        assert same_bits(found[i], product(weights, x[i : i + 1], rows)[0])
+
+
 @pytest.mark.parametrize("method", ["plain", "search"])
 @pytest.mark.parametrize(
     ("kind", "group", "rotated"), [kind for kind in KINDS if kind[0] != "int4a"]
@@ -168,6 +210,10 @@ def test_packing_gives_the_references_bytes(rng, kind, group, rotated, method) -
     odd[0, ::3], odd[0, 1::3] = 2.0, -2.0
     odd[1:4] = numbers(rng, 3, 256) * 1e-7
     odd[4:7] = numbers(rng, 3, 256) * 2e4
+    # Of one sign, of one value, one number among zeros; and so small that it becomes zero.
+    odd[7:9] = np.abs(numbers(rng, 2, 256)) + np.float32([[3], [0]])
+    odd[9], odd[10], odd[11, 100] = 5.0, -5.0, 1.0
+    odd[12] = numbers(rng, 256) * 1e-32
     for matrix in (heavy, uniform, odd):
         made = native_ops.pack_natively(matrix, kind, group or 64, rotated, method)
         assert same_bits(made.data, pack(matrix, kind, group or 64, rotated, method).data)
@@ -187,7 +233,7 @@ def test_rotation_spreads_outliers(rng) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e5])
 def test_extreme_matrices_are_packed_without_harm(value) -> None:
-    for kind in ("int8", "int4"):
+    for kind in ("int8", "int4", "int4c"):
         data = np.empty((1, block_bytes(kind, 64, 64)), np.uint8)
         native.pack(kind, 64, False, True, np.full((16, 64), value, np.float32), data)
         dense = unpack(PackedMatrix(kind, 16, 64, 64, False, data))
@@ -207,6 +253,7 @@ def test_norm_linear_norms_once_for_matrices_of_any_kind(rng) -> None:
         ("int8", 64, False),
         ("int4", 64, True),
         ("int4a", 64, False),
+        ("int4c", 64, True),
     ]
     made = [packed_weights(numbers(rng, 48, 256), *kind) for kind in kinds]
     outs = [np.empty((9, 48), np.float32) for _ in made]
@@ -338,6 +385,8 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
         native.pack("int4a", 64, False, True, numbers(rng, 16, 64), packed.data)
     with pytest.raises(ValueError, match="bytes of a block = 4096: expected 640"):
         native.PackedWeights("int4a", 16, 64, 32, False, packed.data)
+    with pytest.raises(ValueError, match="bytes of a block = 4096: expected 640"):
+        native.PackedWeights("int4c", 16, 64, 32, False, packed.data)
     weights = native.PackedWeights("f32", 16, 64, 0, False, packed.data)
     with pytest.raises(ValueError, match="columns of x = 32: expected 64"):
         native.linear(weights, numbers(rng, 1, 32), np.empty((1, 16), np.float32), False)

@@ -58,8 +58,8 @@ def made(folder: Path) -> int:
 
 def test_it_is_made_once_and_anew_when_its_source_changes(home, source, told) -> None:
     first = packed_folder(source, INT4)
-    assert first.parent == home / "packed" and first.name.startswith("source-int4-")
-    assert told() == [f"INFO packing source into int4, once, kept in {first}"]
+    assert first.parent == home / "packed" and first.name.startswith("source-int4c-")
+    assert told() == [f"INFO packing source into int4c, once, kept in {first}"]
     inode = made(first)
     assert packed_folder(source, INT4) == first and made(first) == inode and told() == []
     assert packed_folder(source, INT8) not in (first, None)
@@ -67,7 +67,7 @@ def test_it_is_made_once_and_anew_when_its_source_changes(home, source, told) ->
     told()
     os.utime(source / "model.safetensors", ns=(1, 1))
     assert packed_folder(source, INT4) == first and made(first) != inode
-    assert told() == [f"INFO packing source into int4, once, kept in {first}"]
+    assert told() == [f"INFO packing source into int4c, once, kept in {first}"]
     # Another folder of this name is another model.
     (home / "elsewhere").mkdir()
     other = Path(shutil.copytree(source, home / "elsewhere" / "source"))
@@ -98,7 +98,7 @@ def test_what_is_damaged_is_made_anew_and_one_line_says_so(home, source, told, d
     assert packed_folder(source, INT4) == folder
     assert told() == [
         f"WARNING {folder}: damaged or incomplete: it is made anew",
-        f"INFO packing source into int4, once, kept in {folder}",
+        f"INFO packing source into int4c, once, kept in {folder}",
     ]
     assert file.read_bytes() == whole and made(folder) != inode
     check_weights(folder)
@@ -134,7 +134,7 @@ def test_without_room_or_rights_it_is_one_warning_and_nothing_is_left(
 
 
 def packed_cache_name(source: Path) -> str:
-    return f"{source.name}-int4-{packed_cache._key(source, INT4)}"
+    return f"{source.name}-int4c-{packed_cache._key(source, INT4)}"
 
 
 def test_a_whole_folder_is_used_where_nothing_can_be_written(home, source, monkeypatch) -> None:

@@ -27,7 +27,8 @@ WIDE = replace(
 )  # fmt: skip
 UNTIED = replace(WIDE, tie_word_embeddings=False)
 INT4, INT8 = FORMATS["int4"], FORMATS["int8"]
-FORMS = [INT4, INT8, PackedFormat("int4", 32, method="search"), PackedFormat("int4", 128),
+FORMS = [INT4, INT8, PackedFormat("int4", 32, method="search"), 
+         PackedFormat("int4", 64, True, "search", "int8"), PackedFormat("int4", 128),
          PackedFormat("bf16"), PackedFormat("f32")]  # fmt: skip
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -89,11 +90,11 @@ def test_a_folder_says_what_it_is_and_has_what_belongs_to_it(tmp_path, source) -
     ]  # fmt: skip
     values = json.loads((target / "config.json").read_text())
     assert values["quantization_config"] == {
-        "quant_method": "fourbee-packed", "kind": "int4", "group": 64, "rotated": True,
+        "quant_method": "fourbee-packed", "kind": "int4c", "group": 64, "rotated": True,
         "method": "search", "version": 1, "tables": "int8",
     }  # fmt: skip
     stored = load_file(target / "model.safetensors")
-    assert (stored[UP].dtype, stored[UP].shape) == (np.uint8, (16, 2 * (64 * 8 + 32)))
+    assert (stored[UP].dtype, stored[UP].shape) == (np.uint8, (16, 2 * (64 * 8 + 32) + 64))
     assert stored["model.norm.weight"].dtype == np.float32
     assert "lm_head.weight" not in stored
 
@@ -103,7 +104,7 @@ def test_a_model_packed_by_another_format_is_a_source_too(tmp_path, source) -> N
     quantize_model(tmp_path / "int8", tmp_path / "packed", INT4)
     read = load_weights(tmp_path / "int8", ArrayOperations()).blocks[0].up.weight
     loaded = load_weights(tmp_path / "packed", ArrayOperations()).blocks[0].up.weight
-    assert (loaded == unpack(pack(read, "int4", 64, rotated=True))).all()
+    assert (loaded == unpack(pack(read, "int4c", 64, rotated=True))).all()
     text = message(quantize_model, tmp_path / "packed", tmp_path / "again", INT8)
     assert text.endswith("already fourbee-packed; expected another checkpoint")
 
@@ -151,13 +152,13 @@ def test_damage_is_one_clear_line(tmp_path, source) -> None:
     assert told() == f"{target}: tensors 1 missing: {UP}"
     save_file(stored | {UP: stored[UP][1:]}, file)
     assert told() == (
-        f"{target}: tensors 1 of the wrong shape: {UP} is [15, 1088], expected [16, 1088]"
+        f"{target}: tensors 1 of the wrong shape: {UP} is [15, 1152], expected [16, 1152]"
     )
     save_file(stored | {UP: stored[UP].view(np.int8)}, file)
     assert told() == f"{target}: tensors 1 of the wrong type: {UP} is I8, expected U8"
     file.write_bytes(whole)
     for key, value, expected in (
-        ("version", 2, "1"), ("kind", "int3", "'f32' or 'bf16' or 'int8' or 'int4'"),
+        ("version", 2, "1"), ("kind", "int3", "'f32' or 'bf16' or 'int8' or 'int4' or 'int4c'"),
         ("group", 0, "32 or 64 or 128"), ("rotated", None, "False or True"),
     ):  # fmt: skip
         changed = values["quantization_config"] | {key: value}

@@ -1,4 +1,4 @@
-"""Weights too large for float16 scales are an error of one line that names the tensor."""
+"""Weights too large for their scales are an error of one line that names the tensor."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.skipif(not native_built(), reason="native kernels were 
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-@pytest.mark.parametrize(("quantize", "weight"), [("int4", 1e7), ("int8", 1e8)])
-def test_scales_beyond_float16_are_refused(tmp_path, quantize: str, weight: float) -> None:
+@pytest.mark.parametrize(("quantize", "weight"), [("int4", 3e38), ("int8", 1e8)])
+def test_scales_that_cannot_be_kept_are_refused(tmp_path, quantize: str, weight: float) -> None:
     config = replace(CONFIG, hidden_size=128, intermediate_size=256, head_dim=32)
     tensors = random_tensors(config)
     tensors[UP] = tensors[UP].astype(np.float32)
-    tensors[UP][3, 5] = weight
+    tensors[UP][3, 5:7] = weight, -weight
     folder = write_folder(tmp_path / "source", config, tensors)
     with pytest.raises(UsageError) as told:
         load_weights(folder, open_operations("native", quantize=quantize))
     assert str(told.value) == (
-        f"{folder}: {UP}: a matrix with weights too large for float16 scales cannot be packed"
+        f"{folder}: {UP}: a matrix with weights too large for their scales cannot be packed"
     )
 
 
