@@ -3,7 +3,7 @@
 // Rows that are multiplied while the weights of a few blocks stay in the cache.
 constexpr int64_t kRowChunk = 192;
 // How far ahead the weights are fetched when few rows share them; one stream a block.
-constexpr int64_t kPrefetchBytes = 3072;
+constexpr int64_t kPrefetchBytes = 6144;
 
 // What a tile reads: M rows of inputs from `row`, NB blocks of weights from `block`.
 struct TileArgs {
