@@ -36,6 +36,8 @@ from fourbee.model.qwen3 import Qwen3Weights, forward
 SCORED_ROWS = 64
 # Below this, dividing by the temperature overflows float32: it is greedy then.
 LEAST_TEMPERATURE = 1e-5
+# More tokens than a vocabulary has: as `top_k`, no limit.
+_ALL_TOKENS = 2**31
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ def head_request(sequences: list[Sequence]) -> HeadRequest:
     biases = [(row, *_bias(sequence)) for row, sequence in enumerate(sequences)]
     return HeadRequest(
         temperature=np.where(temperature < LEAST_TEMPERATURE, np.float32(0), temperature),
-        top_k=np.array([p.top_k for p in params], dtype=np.int64),
+        # Any number from the vocabulary's size on means all of it; some do not fit an integer.
+        top_k=np.array([min(p.top_k, _ALL_TOKENS) for p in params], dtype=np.int64),
         top_p=np.array([p.top_p for p in params], dtype=np.float32),
         min_p=np.array([p.min_p for p in params], dtype=np.float32),
         seed=np.array([sequence.seed for sequence in sequences], dtype=np.uint64),

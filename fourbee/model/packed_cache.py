@@ -93,8 +93,8 @@ def _state(folder: Path, made_from: Any) -> str:
         if record["made_from"] != made_from:
             return "stale"
         files = [folder / name for name, _, _ in record["files"]]
-        return "whole" if _described(files) == record["files"] else "damaged"
-    except (OSError, ValueError, TypeError, KeyError):
+        return "whole" if files and _described(files) == record["files"] else "damaged"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "damaged"
 
 

@@ -110,6 +110,19 @@ def many_params() -> list[SamplingParams]:
     ]
 
 
+@pytest.mark.parametrize("top_k", [2**31, 2**63, 10**30])
+def test_a_top_k_of_any_size_is_no_limit(weights, ops, top_k) -> None:
+    limited, plain = (
+        answer(
+            Engine(weights, ops),
+            prompt(1, 5),
+            SamplingParams(temperature=1.0, seed=3, max_tokens=8, top_k=k),
+        )
+        for k in (top_k, 0)
+    )
+    assert limited == plain
+
+
 def test_the_same_seed_gives_the_same_text_alone_and_in_any_batch(weights, ops) -> None:
     requests = [
         Request(f"r{i}", prompt(i, 3 + 7 * (i % 6)), params)

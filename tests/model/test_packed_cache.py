@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -80,7 +81,10 @@ def test_a_newer_packer_makes_it_anew(home, source, monkeypatch) -> None:
     assert made(packed_folder(source, INT4)) != inode
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no record", "no config", "emptied"])
+@pytest.mark.parametrize(
+    "damage",
+    ["truncated", "flipped", "no record", "no config", "emptied", "deep record", "bare record"],
+)
 def test_what_is_damaged_is_made_anew_and_one_line_says_so(home, source, told, damage) -> None:
     folder = packed_folder(source, INT4)
     file = folder / "model.safetensors"
@@ -93,6 +97,12 @@ def test_what_is_damaged_is_made_anew_and_one_line_says_so(home, source, told, d
     elif damage == "emptied":
         for one in folder.iterdir():
             one.unlink()
+    elif damage == "deep record":
+        (folder / "packed.json").write_text("[" * 100_000)
+    elif damage == "bare record":
+        record = json.loads((folder / "packed.json").read_text())
+        (folder / "packed.json").write_text(json.dumps(record | {"files": []}))
+        os.truncate(file, 1000)
     else:
         (folder / ("packed.json" if damage == "no record" else "config.json")).unlink()
     assert packed_folder(source, INT4) == folder
