@@ -32,7 +32,7 @@ class Head {
  public:
   Head(const Matrix& matrix, int64_t rows, const HeadQuery& query, const HeadAnswer& answer)
       : matrix_(matrix), rows_(rows), vocabulary_(matrix.rows), parts_(divided(matrix.rows, kHeadColumns)),
-        groups_(parts_ * (kHeadColumns / kMaximaColumns)), query_(query), answer_(answer), changed_(size_t(rows), query.bitmask != nullptr) {
+        groups_(parts_ * (kHeadColumns / kMaximaColumns)), query_(query), answer_(answer), changed_(size_t(rows), query.bitmask != nullptr), peaks_(size_t(rows)) {
     for (int64_t i = 0; i < query.biases; i++) changed_[size_t(query.bias_rows[i])] = true;
     plain_ = space(machine().plain_logits);
     if (query.bitmask || query.biases) changed_logits_ = space(machine().changed_logits);
@@ -101,9 +101,10 @@ class Head {
   // Joins the parts: the largest logit, the sum of all and whether they are numbers.
   void summarise(int64_t row) {
     const LogitScan* scans = plain_.scans + row * parts_;
-    float peak = kNothing;
+    const float peak = peak_of(plain_, row);
+    peaks_[size_t(row)] = changed_[size_t(row)] ? peak_of(changed_logits_, row) : peak;
     bool finite = true;
-    for (int64_t part = 0; part < parts_; part++) peak = std::max(peak, scans[part].largest), finite &= scans[part].finite;
+    for (int64_t part = 0; part < parts_; part++) finite &= scans[part].finite;
     double weight = 0;
     for (int64_t part = 0; part < parts_; part++)
       if (scans[part].weight > 0) weight += double(scans[part].weight) * std::exp(double(scans[part].largest) - double(peak));
@@ -112,7 +113,7 @@ class Head {
     answer_.logsumexp[row] = numbers ? float(double(peak) + std::log(weight)) : std::numeric_limits<float>::quiet_NaN();
   }
 
-  float peak(const Logits& of, int64_t row) const {
+  float peak_of(const Logits& of, int64_t row) const {
     float most = kNothing;
     for (int64_t part = 0; part < parts_; part++) most = std::max(most, of.scans[row * parts_ + part].largest);
     return most;
@@ -125,7 +126,7 @@ class Head {
   // top_p needs the mass of everything, and plain sampling noise for everything.
   void widen(int64_t row, int64_t part) {
     const Logits& of = logits(row);
-    const float most = peak(of, row), temperature = query_.temperature[row];
+    const float most = peaks_[size_t(row)], temperature = query_.temperature[row];
     const float* x = values(of, row, part);
     if (query_.top_p[row] < 1) {
       of.sums[row * parts_ + part] = machine().kernels->scaled_mass(x, columns(part), most, temperature);
@@ -180,7 +181,7 @@ class Head {
 
   int64_t sampled(int64_t row) const {
     const Logits& of = logits(row);
-    const float most = peak(of, row), temperature = query_.temperature[row];
+    const float most = peaks_[size_t(row)], temperature = query_.temperature[row];
     const auto scaled = [&](const LikelyToken& one) { return (one.logit - most) / temperature; };
     const auto mass = [&](auto begin, auto end) {
       double sum = 0;
@@ -241,6 +242,7 @@ class Head {
   const HeadQuery& query_;
   const HeadAnswer& answer_;
   std::vector<bool> changed_;  // rows with a bias or a bitmask
+  std::vector<float> peaks_;   // each row's largest logit, changed or not
   Logits plain_{}, changed_logits_{};
 };
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from fourbee.foundation.errors import UsageError
-from fourbee.kernels.native_ops import GROUP, PACKINGS, NativeOperations, open_native
+from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.kernels.operations import FloatArray, Linear
-from fourbee.kernels.packed import Kind, PackedMatrix, block_bytes
+from fourbee.kernels.packed import GROUP, PACKINGS, Kind, PackedMatrix, block_bytes
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def peers(
         {"layers": layers, "hidden": hidden, "inner": inner, "heads": heads, "tied": tied,
          "kv_heads": kv_heads, "vocabulary": VOCABULARY}
     )  # fmt: skip
-    count = threads or _cores()
+    count = threads or len(os.sched_getaffinity(0))
     commands = {"fourbee int4": _ours(shape, None, "int4", count)}
     versions: dict[str, str] = {}
     for name, module, script in _PEERS:
@@ -217,13 +218,7 @@ def _ours(shape: str, model: str | None, quantize: str, threads: int | None) -> 
         command += ["--shape", shape]
     elif model:
         command += ["--model", model]
-    return [*command, "--threads", str(threads or _cores())]
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
+    return [*command, "--threads", str(threads)] if threads else command
 
 
 def _run(

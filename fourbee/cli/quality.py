@@ -60,11 +60,10 @@ def quality(
     checkpoint.check()
     tensors, tokenizer = open_source(source), checkpoint.tokenizer
     asked = _prompts(tokenizer, prompts, samples, seed)
-    texts = _calibration(tokenizer, calibration, seed)
     found: dict[str, Quality] = {}
     with _bar(len(asked)) as bar:
         network, answers = measuring.reference(checkpoint, asked)
-        for form in measuring.forms(tensors, texts):
+        for form in measuring.forms(tensors, _calibration(tokenizer, calibration, seed)):
             found[form.name] = measuring.measure(network, tensors, form, answers, bar(form.name))
         for quantize in QUANTIZATIONS[1:] if native_built() else ():
             name = f"--quantize {quantize}, as served"
@@ -72,12 +71,13 @@ def quality(
                 network, checkpoint, quantize, answers, bar(name)
             )
     errors = measuring.weight_errors()
-    text = table(found) + "\n" + error_table(errors) + "\n" + _verdicts(requirements(found, errors))
+    required = requirements(found, errors)
+    text = table(found) + "\n" + error_table(errors) + "\n" + _verdicts(required)
     document = json.dumps({
         "kind": "quality", "model": model or "fourbee-mini", "seed": seed,
         "prompts": str(prompts or "generated, held out"), "samples": len(asked),
         "forms": {name: asdict(one) for name, one in found.items()},
-        "weight_errors": errors, "required": requirements(found, errors),
+        "weight_errors": errors, "required": required,
     })  # fmt: skip
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -114,20 +114,23 @@ def _sequences(calibration: Path, source: Path) -> list[list[int]]:
 
 
 def _form(bits: int, group: int, method: str | None) -> PackedFormat:
-    from fourbee.kernels.packed import GROUPS, Kind
-    from fourbee.model.packed_format import PackedFormat, Rounding
+    from fourbee.kernels.packed import GROUPS
+    from fourbee.model.packed_format import PackedFormat
+    from fourbee.model.quantize import FORMATS
 
     if group not in GROUPS:
         raise UsageError(f"--group {group}: expected 32, 64 or 128", "group")
     if bits == 4:
-        rotated = method in (None, "hadamard", "gptq")
-        rounding: Rounding = (
-            "gptq" if method in ("gptq", "gptq-plain")
-            else "plain" if method == "plain" else "search"
-        )  # fmt: skip
         # GPTQ writes symmetric int4; a row's scales may be too far apart where it is not rotated.
-        kind: Kind = "int4c" if method in (None, "hadamard") else "int4"
-        return PackedFormat(kind, group, rotated, rounding, tables="int8")
+        symmetric = PackedFormat("int4", tables="int8")
+        forms = {
+            "hadamard": FORMATS["int4"],
+            "search": replace(symmetric, method="search"),
+            "plain": symmetric,
+            "gptq": replace(symmetric, rotated=True, method="gptq"),
+            "gptq-plain": replace(symmetric, method="gptq"),
+        }
+        return replace(forms[method or "hadamard"], group=group)
     if bits not in (8, 16):
         raise UsageError(f"--bits {bits}: expected 4, 8 or 16", "bits")
     if method not in (None, "plain"):

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations
-from fourbee.kernels.packed import Kind, Method, PackedMatrix, pack, rel_error
+from fourbee.kernels.packed import PACKINGS, Kind, Method, PackedMatrix, pack, rel_error
 
 Backend = Literal["native", "torch", "numpy"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-QUANTIZATIONS = ("none", "int8", "int4")
+QUANTIZATIONS = ("none", *PACKINGS)
 KV_TYPES = ("auto", "float32", "bfloat16", "int8", "int4")
 
 logger = logging.getLogger(__name__)

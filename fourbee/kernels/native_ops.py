@@ -36,10 +36,13 @@ from fourbee.kernels.operations import (
 )
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
+    GROUP,
     NOT_FINITE,
+    PACKINGS,
     Kind,
     Method,
     PackedMatrix,
+    Packing,
     block_bytes,
     check_columns,
     scales_finite,
@@ -51,22 +54,8 @@ from fourbee.kernels.rounding import TOO_LARGE
 KINDS: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
 # What keys and values are kept in besides.
 _KV_KINDS: dict[str, Kind] = {**KINDS, "int8": "int8", "int4": "int4"}
-# Columns that share a scale where weights are quantised.
-GROUP = 64
 # Rows that are made float32 at a time while a matrix is packed.
 _ROWS_AT_A_TIME = 1024
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How matrices are kept: `layers` those of the layers, `tables` embedding and head."""
-
-    layers: Kind
-    tables: Kind
-    rotated: bool = False  # the layers', by Hadamard-128: outliers are spread before rounding
-
-
-PACKINGS = {"int8": Packing("int8", "int8"), "int4": Packing("int4c", "int8", rotated=True)}
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,7 @@ class NativeOperations(NumpyOperations):
             return super().from_numpy(array)
         packing = self.packing
         kind, rotated = (packing.tables, False) if table else (packing.layers, packing.rotated)
-        return self.from_packed(pack_natively(array, kind, GROUP, rotated))
+        return self.from_packed(pack_natively(array, kind, GROUP, rotated, packing.method))
 
     def from_adapter(self, matrix: npt.NDArray[Any]) -> NativeMatrix:
         return self.from_packed(pack_natively(matrix, "f32", 0, rotated=False))

@@ -57,12 +57,31 @@ Words = npt.NDArray[np.uint32]
 PACKER = 3
 BLOCK_ROWS = 16
 GROUPS = (32, 64, 128)
+# Columns that share a scale where `--quantize` says no more.
+GROUP = 64
 _BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4, "int4a": 4, "int4c": 4}
 # What is added to q, so that it is stored without a sign.
 _ADDED = {"int8": 128, "int4": 8, "int4a": 0, "int4c": 0}
 _FLOATS = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _VALUES_AT_ONCE = 1 << 18
 NOT_FINITE = "a matrix with NaN or infinity cannot be packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the matrices of a model are kept: `layers` those of the layers, `tables` the others."""
+
+    layers: Kind
+    tables: Kind  # embedding and head; never rotated
+    rotated: bool = False  # the layers', by Hadamard-128: outliers are spread before rounding
+    method: Method = "plain"  # of the layers' scales
+
+
+# What `--quantize` offers, while a model loads and in a file.
+PACKINGS = {
+    "int8": Packing("int8", "int8"),
+    "int4": Packing("int4c", "int8", rotated=True, method="search"),
+}
 
 
 @dataclass(frozen=True)

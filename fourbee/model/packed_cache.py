@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import CapacityError, UsageError
+from fourbee.foundation.json_files import parse_json
 from fourbee.kernels.packed import PACKER
 from fourbee.model.checkpoint_files import COMPANIONS, CONFIG_FILE, Progress
 from fourbee.model.config import Qwen3Config
@@ -89,12 +90,12 @@ def _state(folder: Path, made_from: Any) -> str:
     if not folder.is_dir():
         return "absent"
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = parse_json((folder / _RECORD).read_bytes())
         if record["made_from"] != made_from:
             return "stale"
         files = [folder / name for name, _, _ in record["files"]]
         return "whole" if files and _described(files) == record["files"] else "damaged"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "damaged"
 
 

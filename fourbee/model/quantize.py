@@ -19,7 +19,7 @@ import numpy as np
 
 from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.kernels.backends import pack_fast, rel_error_fast
-from fourbee.kernels.packed import Method, PackedMatrix
+from fourbee.kernels.packed import GROUP, PACKINGS, Method, PackedMatrix
 from fourbee.model import gguf_checkpoint
 from fourbee.model.calibrated import CalibratedRounding
 from fourbee.model.checkpoint_files import (
@@ -36,11 +36,14 @@ from fourbee.model.tensor_file import DTYPES, NumpyArray
 from fourbee.model.weights import tensor_shapes
 from fourbee.text.gguf_vocabulary import gguf_tokenizer
 
-# What `--quantize` offers.
+# What `--quantize` offers, as a file has it.
 FORMATS = {
-    "int4": PackedFormat("int4c", 64, rotated=True, method="search", tables="int8"),
-    "int8": PackedFormat("int8", 64),
-}
+    name: PackedFormat(
+        packing.layers, GROUP, packing.rotated, packing.method,
+        tables=None if packing.tables == packing.layers else packing.tables,
+    )
+    for name, packing in PACKINGS.items()
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
