@@ -7,11 +7,15 @@ Synchronous and single-threaded: whoever owns it calls `launch` and `result` in 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fourbee.engine.kv_cache import KvCache
 from fourbee.engine.model_runner import ModelRunner, Outcome, Step
+from fourbee.engine.page_pool import PageCounts
+from fourbee.engine.prefix_tree import PAGE_TOKENS
 from fourbee.engine.request import (
     Event,
     Finished,
@@ -23,9 +27,14 @@ from fourbee.engine.request import (
 from fourbee.engine.sampling import MAX_LOGPROBS
 from fourbee.engine.scheduler import EngineSettings, Scheduler
 from fourbee.engine.sequence import Sequence
+from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import UsageError
-from fourbee.kernels.operations import Operations
+from fourbee.kernels.operations import Operations, StepInterrupted
+from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import Qwen3Weights
+
+# Positions of a pool whose size nobody gave.
+MOST_POSITIONS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,19 @@ class Engine:
     ) -> None:
         """`eos_token_ids` end an answer, unless its request ignores them."""
         self.settings = settings or EngineSettings()
-        self.vocab_size = weights.config.vocab_size
-        longest = weights.config.max_position_embeddings
-        self.context_length = min(self.settings.context_length or longest, longest)
+        config = weights.config
+        self.vocab_size = config.vocab_size
+        longest = min(
+            self.settings.context_length or config.max_position_embeddings,
+            config.max_position_embeddings,
+        )
+        pages = self.settings.kv_pages or _pages_of_use(longest, self.settings.max_running)
+        # A sequence alone always has the pages that it needs.
+        self.context_length = min(longest, pages * PAGE_TOKENS)
         self._eos_token_ids = eos_token_ids
-        self._runner = ModelRunner(weights, ops, self.settings.max_idle_tokens)
-        self._scheduler = Scheduler(self.settings, self._runner.start)
+        self._runner = ModelRunner(weights, ops, pages)
+        self._kv = KvCache(self._runner.storage)
+        self._scheduler = Scheduler(self.settings, self._kv, StepCost(_key_share(config)))
         self._sequences: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._in_flight = False
@@ -71,6 +87,11 @@ class Engine:
     def has_room(self) -> bool:
         """Whether `add` would find a place in the queue."""
         return self._scheduler.has_room
+
+    @property
+    def pages(self) -> PageCounts:
+        """Pages of keys and values by their state."""
+        return self._kv.counts
 
     @property
     def num_running(self) -> int:
@@ -112,7 +133,8 @@ class Engine:
             max_length = len(request.prompt_ids) + params.max_tokens
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
-        sequence = Sequence(request, max_length, {*eos_ids, *params.stop_token_ids}, seed)
+        ends = {*eos_ids, *params.stop_token_ids}
+        sequence = Sequence(request, max_length, ends, seed, request.namespace.encode())
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
         return request.id
@@ -124,9 +146,20 @@ class Engine:
         """
         assert not self._in_flight, "take the result of the last step first"
         with self._ending_interrupted():
-            step = self._runner.run(self._scheduler.schedule())
+            self._launched = time.perf_counter()
+            try:
+                step = self._runner.run(self._scheduler.schedule())
+            except StepInterrupted:  # all of it is done again
+                step = Step((), None)
             self._in_flight = True
         return Pending(self, step)
+
+    def interrupt(self) -> None:
+        """From any thread: ends the step under way early; what is left of it is done again.
+
+        For whoever aborts a request that a long step computes.
+        """
+        self._runner.interrupt()
 
     def step(self) -> list[Event]:
         """`launch` and `result` in one."""
@@ -142,7 +175,9 @@ class Engine:
     def _finish_step(self, step: Step) -> list[Event]:
         assert self._in_flight, "a step has one result"
         with self._ending_interrupted():
-            for outcome in self._runner.sample(step):
+            outcomes = self._runner.sample(step)
+            self._observe(step)
+            for outcome in outcomes:
                 # One may have been aborted since the launch.
                 if outcome.chunk.sequence.state == "running":
                     self._publish(outcome)
@@ -166,6 +201,7 @@ class Engine:
     def _publish(self, outcome: Outcome) -> None:
         sequence = outcome.chunk.sequence
         sequence.computed += outcome.chunk.count
+        self._kv.commit(sequence)
         if not outcome.finite:
             self._finish(sequence, "error", "the model's logits are not finite: check its weights")
             return
@@ -181,10 +217,35 @@ class Engine:
             self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
-        self._scheduler.remove(sequence)
-        self._runner.release(sequence, reusable=reason != "error")
+        self._scheduler.remove(sequence, reusable=reason != "error")
         del self._sequences[sequence.id]
-        self._events.append(Finished(sequence.id, reason, error))
+        length = sequence.prompt_length
+        self._events.append(Finished(sequence.id, reason, error, length, sequence.cached))
+
+    def _observe(self, step: Step) -> None:
+        """Tells the scheduler how long a step took."""
+        cost, chunks = self._scheduler.cost, [part.chunk for part in step.parts]
+        rows = sum(chunk.count for chunk in chunks)
+        units = sum(cost.units(chunk.sequence.computed, chunk.count) for chunk in chunks)
+        cost.observe(rows, units, 1000 * (time.perf_counter() - self._launched))
+
+    def check_pages(self) -> None:
+        """Asserts that no page is lost: for tests."""
+        self._kv.check(self._sequences.values())
+
+
+def _pages_of_use(context_length: int, max_running: int) -> int:
+    """Pages for as many long sequences as can run; fewer where those are very long."""
+    whole = -(-context_length // PAGE_TOKENS)
+    return max(whole, min(max_running * whole, MOST_POSITIONS // PAGE_TOKENS))
+
+
+def _key_share(config: Qwen3Config) -> float:
+    """What a key costs a row by what the weights of the layers cost it, in multiplications."""
+    heads = config.num_attention_heads * config.head_dim
+    both = heads + config.num_key_value_heads * config.head_dim
+    weights = config.hidden_size * (2 * both + 3 * config.intermediate_size)
+    return 2 * heads / weights
 
 
 def _check_prompt(prompt_ids: tuple[int, ...], vocab_size: int) -> None:

@@ -23,6 +23,11 @@ class Request:
     params: SamplingParams
     # Log-probabilities of the prompt's own tokens, with this many alternatives; None = not asked.
     prompt_logprobs: int | None = None
+    priority: int = 0  # smaller goes first
+    # Whose the text is: keys and values are shared within a namespace only.
+    namespace: str = ""
+    # A conversation whose tokens are remembered, so that its next turn goes on from them.
+    context_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Finished:
     request_id: str
     reason: FinishReason
     error: str | None = None
+    # Tokens of the prompt, and how many of them had keys and values already.
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 Event = PromptScored | TokenGenerated | Finished

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fourbee.foundation.errors import CapacityError
 from fourbee.kernels import _native
 from fourbee.kernels.native_attention import PagedAttention
 from fourbee.kernels.operations import (
@@ -27,6 +26,7 @@ from fourbee.kernels.operations import (
     Network,
     Operations,
     Rotary,
+    StepInterrupted,
 )
 
 
@@ -152,7 +152,7 @@ class Plan:
         attention: Attention,
         rows: IntArray,
     ) -> FloatArray:
-        """The result `[R, D]`; CapacityError when the step was aborted on its way.
+        """The result `[R, D]`; StepInterrupted when it was told to end.
 
         Plans hold plain causal attention: steps with patterns or slopes run operation by operation.
         """
@@ -167,7 +167,7 @@ class Plan:
             attention.pool, token_ids, rows, rotary.cos[0], rotary.sin[0], *attention.sequences,
             self._result, out,
         ):  # fmt: skip
-            raise CapacityError("the step was aborted")
+            raise StepInterrupted
         attention.advance()
         return out
 

@@ -1,4 +1,4 @@
-"""Attention in NumPy over per-sequence caches: what serves where nothing faster can be had."""
+"""Attention in NumPy over pages: what serves where nothing faster can be had."""
 
 from __future__ import annotations
 
@@ -6,50 +6,59 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fourbee.kernels.attention_pattern import AttentionPattern, Causal, variant_table
+from fourbee.kernels.attention_pattern import (
+    PAGE_KEYS,
+    AttentionPattern,
+    Causal,
+    variant_table,
+)
 from fourbee.kernels.operations import FloatArray, IntArray
+from fourbee.kernels.paged_cache import PagedCache
 
-# Positions a cache grows by at least; it doubles beyond that.
-_FIRST_CAPACITY = 256
 # Scores that exist at a time (64 MB).
 _MOST_SCORES = 1 << 24
 
 
-class NumpyCache:
-    """Keys and values of one sequence, `[layers, G, capacity, K]` each."""
+class NumpyPages:
+    """Pages `[pages, layers, 2, G, 64, K]`: keys, then values."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
-        self.keys = np.empty((layers, kv_heads, 0, head_dim), dtype=np.float32)
-        self.values = np.empty_like(self.keys)
-        self.length = 0
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> None:
+        self.array = np.zeros((pages, layers, 2, kv_heads, PAGE_KEYS, head_dim), dtype=np.float32)
 
     @property
-    def capacity(self) -> int:
-        return int(self.keys.shape[2])
+    def pages(self) -> int:
+        return len(self.array)
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in all, keeping what is filled."""
-        if length > self.capacity:
-            capacity = max(_FIRST_CAPACITY, 2 * self.capacity, length)
-            self.keys = self._grown(self.keys, capacity)
-            self.values = self._grown(self.values, capacity)
+    @property
+    def page_bytes(self) -> int:
+        return int(self.array[0].nbytes)
 
-    def fork(self, length: int) -> NumpyCache:
-        """An independent copy of the first `length` positions."""
-        assert 0 <= length <= self.length
-        layers, kv_heads, _, head_dim = self.keys.shape
-        copy = NumpyCache(layers, kv_heads, head_dim)
-        copy.reserve(length)
-        copy.keys[:, :, :length] = self.keys[:, :, :length]
-        copy.values[:, :, :length] = self.values[:, :, :length]
-        copy.length = length
-        return copy
+    def clear(self, page: int) -> None:
+        self.array[page] = 0
 
-    def _grown(self, old: FloatArray, capacity: int) -> FloatArray:
-        layers, kv_heads, _, head_dim = old.shape
-        new = np.empty((layers, kv_heads, capacity, head_dim), dtype=np.float32)
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def copy(self, source: int, target: int) -> None:
+        self.array[target] = self.array[source]
+
+    def read(self, page: int) -> bytes:
+        return bytes(self.array[page].tobytes())
+
+    def write(self, page: int, data: bytes | memoryview) -> None:
+        self.array[page] = np.frombuffer(data, dtype=np.float32).reshape(self.array.shape[1:])
+
+    def store(self, cache: PagedCache, layer: int, start: int, rows_2TGK: FloatArray) -> None:
+        """Writes keys and values of the positions from `start` on."""
+        positions = np.arange(start, start + rows_2TGK.shape[1])
+        pages = np.array(cache.pages, dtype=np.int64)[positions // PAGE_KEYS]
+        for part, rows in enumerate(rows_2TGK):
+            self.array[pages, layer, part, :, positions % PAGE_KEYS] = rows
+
+    def load(self, cache: PagedCache, layer: int, part: int, end: int) -> FloatArray:
+        """Keys (part 0) or values (1) of the first `end` positions, `[G, end, K]`."""
+        table = np.array(cache.pages[: -(-end // PAGE_KEYS)], dtype=np.int64)
+        pages = np.maximum(table, 0)  # what was dropped is not read
+        rows: FloatArray = self.array[pages, layer, part].transpose(1, 0, 2, 3)
+        joined: FloatArray = rows.reshape(len(rows), -1, rows.shape[-1])
+        return joined[:, :end]
 
 
 class NumpyAttention:
@@ -57,7 +66,7 @@ class NumpyAttention:
 
     def __init__(
         self,
-        chunks: Sequence[tuple[NumpyCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> None:
@@ -66,8 +75,7 @@ class NumpyAttention:
         self._slopes = slopes
         # Lengths before this step: each layer writes behind them, the last layer moves them on.
         self._starts = tuple(cache.length for cache, _ in chunks)
-        for cache, count in chunks:
-            cache.reserve(cache.length + count)
+        assert all(cache.capacity >= cache.length + count for cache, count in chunks)
 
     def __call__(
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
@@ -77,9 +85,10 @@ class NumpyAttention:
         steps = zip(self._chunks, self._starts, self._patterns, strict=True)
         for (cache, count), start, pattern in steps:
             rows, end = slice(row, row + count), start + count
-            cache.keys[layer][:, start:end] = key_TGK[rows].transpose(1, 0, 2)
-            cache.values[layer][:, start:end] = value_TGK[rows].transpose(1, 0, 2)
-            keys_GSK, values_GSK = cache.keys[layer][:, :end], cache.values[layer][:, :end]
+            pool = cache.pool
+            assert isinstance(pool, NumpyPages), "a pool belongs to the operations that made it"
+            pool.store(cache, layer, start, np.stack((key_TGK[rows], value_TGK[rows])))
+            keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
             if self._slopes is None and isinstance(pattern, Causal):
                 _attend(query_QTHK[0, rows], keys_GSK, values_GSK, context_THK[rows])
             else:
@@ -88,7 +97,7 @@ class NumpyAttention:
                 _attend_pattern(
                     query, keys_GSK, values_GSK, seen_by, self._slopes, context_THK[rows]
                 )
-            if layer == len(cache.keys) - 1:
+            if layer == pool.array.shape[1] - 1:
                 cache.length = end
             row += count
         count, num_heads, head_dim = context_THK.shape

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.kernels.attention_pattern import AttentionPattern
-from fourbee.kernels.numpy_attention import NumpyAttention, NumpyCache
+from fourbee.kernels.numpy_attention import NumpyAttention, NumpyPages
 from fourbee.kernels.numpy_sampling import score_targets, select_tokens
 from fourbee.kernels.operations import (
     Attention,
@@ -23,9 +23,9 @@ from fourbee.kernels.operations import (
     Linear,
     LowRank,
     Rotary,
-    SequenceCache,
 )
 from fourbee.kernels.packed import hadamard_128
+from fourbee.kernels.paged_cache import KvPages, PagedCache
 
 
 class NumpyOperations:
@@ -121,19 +121,16 @@ class NumpyOperations:
     def select_rows(self, x_TD: FloatArray, rows: IntArray) -> FloatArray:
         return x_TD[rows]
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
-        return NumpyCache(layers, kv_heads, head_dim)
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
-        return _own(cache).fork(length)
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> KvPages:
+        return NumpyPages(layers, kv_heads, head_dim, pages)
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> Attention:
-        return NumpyAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
+        return NumpyAttention(chunks, patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head), request)
@@ -147,11 +144,6 @@ class NumpyOperations:
 def heads(x_TN: FloatArray, head_dim: int) -> FloatArray:
     """`[T, N]` as heads `[T, N / head_dim, head_dim]`."""
     return x_TN.reshape(len(x_TN), x_TN.shape[1] // head_dim, head_dim)
-
-
-def _own(cache: SequenceCache) -> NumpyCache:
-    assert isinstance(cache, NumpyCache), "a cache belongs to the operations that made it"
-    return cache
 
 
 def _rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:

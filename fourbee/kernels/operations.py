@@ -22,6 +22,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from fourbee.kernels.attention_pattern import AttentionPattern
     from fourbee.kernels.packed import PackedMatrix
+    from fourbee.kernels.paged_cache import KvPages, PagedCache
 
 Array = Any
 IntArray = npt.NDArray[np.int64]
@@ -71,18 +72,6 @@ class Attention(Protocol):
     def __call__(
         self, layer: int, query_QTHK: Array, key_TGK: Array, value_TGK: Array
     ) -> Array: ...
-
-
-class SequenceCache(Protocol):
-    """Keys and values of one sequence, all layers; `length` positions are filled."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def capacity(self) -> int:
-        """Positions that fit before the cache grows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -199,23 +188,21 @@ class Operations(Protocol):
         """Rows `[R, D]` of `x_TD`."""
         ...
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
-        """An empty cache for one sequence; it grows as attention writes into it."""
-        ...
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
-        """An independent copy of the first `length` positions."""
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> KvPages:
+        """Storage for keys and values. UsageError for a width that the backend does not have;
+        CapacityError where the memory cannot be had."""
         ...
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> Attention:
         """Attention of a step whose rows are, in order, `count` new rows of each cache.
 
-        The new rows follow the cache's filled positions; the caches are written and grow.
+        The new rows follow the cache's filled positions, on pages that it has already; they are
+        written there, and `length` moves on.
         `patterns`: for each cache what its rows see; None for all keys up to their own. `slopes`
         `[H]`: `slope * distance` is taken off every score (ALiBi, Press et al. 2021).
         """
@@ -234,6 +221,10 @@ class Operations(Protocol):
     ) -> HeadResult:
         """Log-probability of each row's given target instead of a sampled token (echo)."""
         ...
+
+
+class StepInterrupted(Exception):
+    """A network was told to end early: nothing that it was to compute is there."""
 
 
 class Network(Protocol):
@@ -255,6 +246,13 @@ class PlanningOperations(Protocol):
 
     def planned(self, network: Network) -> Network:
         """The same network, recorded: the same bits with less between the kernels."""
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: the recorded network that runs, or else the next one, ends early.
+
+        It raises StepInterrupted after the operation at hand.
+        """
         ...
 
 

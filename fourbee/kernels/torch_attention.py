@@ -1,7 +1,7 @@
-"""Attention in PyTorch: over per-sequence caches (serving) and over packed documents (training).
+"""Attention in PyTorch: over pages (serving) and over packed documents (training).
 
-Both satisfy the `Attention` contract of `operations.py`. Not paged: a cache is one growing block a
-sequence, so that a sequence's arithmetic does not depend on what else is in the batch.
+Both satisfy the `Attention` contract of `operations.py`. A sequence's pages are gathered before
+they are attended, one sequence at a time, so that its arithmetic does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -12,52 +12,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourbee.kernels.attention_pattern import AttentionPattern, Causal, variant_table
+from fourbee.kernels.attention_pattern import (
+    PAGE_KEYS,
+    AttentionPattern,
+    Causal,
+    variant_table,
+)
 from fourbee.kernels.operations import FloatArray
-
-# Positions a cache grows by at least; it doubles beyond that.
-_FIRST_CAPACITY = 256
+from fourbee.kernels.paged_cache import PagedCache
 
 
-class TorchCache:
-    """Keys and values of one sequence, `[layers, G, capacity, K]` each."""
+class TorchPages:
+    """Pages `[pages, layers, 2, G, 64, K]`: keys, then values."""
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        pages: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (layers, kv_heads, 0, head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        shape = (pages, layers, 2, kv_heads, PAGE_KEYS, head_dim)
+        self.tensor = torch.zeros(shape, device=device, dtype=dtype)
 
     @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
+    def pages(self) -> int:
+        return len(self.tensor)
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in all, keeping what is filled."""
-        if length <= self.capacity:
-            return
-        capacity = max(_FIRST_CAPACITY, 2 * self.capacity, length)
-        self.keys = self._grown(self.keys, capacity)
-        self.values = self._grown(self.values, capacity)
+    @property
+    def page_bytes(self) -> int:
+        return self.tensor[0].nbytes
 
-    def fork(self, length: int) -> TorchCache:
-        """An independent copy of the first `length` positions."""
-        assert 0 <= length <= self.length
-        layers, kv_heads, _, head_dim = self.keys.shape
-        copy = TorchCache(layers, kv_heads, head_dim, self.keys.device, self.keys.dtype)
-        copy.reserve(length)
-        copy.keys[:, :, :length] = self.keys[:, :, :length]
-        copy.values[:, :, :length] = self.values[:, :, :length]
-        copy.length = length
-        return copy
+    def clear(self, page: int) -> None:
+        self.tensor[page] = 0
 
-    def _grown(self, old: Tensor, capacity: int) -> Tensor:
-        layers, kv_heads, _, head_dim = old.shape
-        new = old.new_empty((layers, kv_heads, capacity, head_dim))
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def copy(self, source: int, target: int) -> None:
+        self.tensor[target] = self.tensor[source]
+
+    def read(self, page: int) -> bytes:
+        return bytes(self.tensor[page].view(torch.uint8).cpu().numpy())
+
+    def write(self, page: int, data: bytes | memoryview) -> None:
+        values = torch.frombuffer(bytearray(data), dtype=self.tensor.dtype)
+        self.tensor[page] = values.view(self.tensor.shape[1:]).to(self.tensor.device)
+
+    def store(
+        self, cache: PagedCache, layer: int, start: int, key_TGK: Tensor, value_TGK: Tensor
+    ) -> None:
+        """Writes keys and values of the positions from `start` on."""
+        positions = torch.arange(start, start + len(key_TGK), device=self.tensor.device)
+        pages = self._table(cache)[positions // PAGE_KEYS]
+        for part, rows in enumerate((key_TGK, value_TGK)):
+            self.tensor[pages, layer, part, :, positions % PAGE_KEYS] = rows
+
+    def load(self, cache: PagedCache, layer: int, part: int, end: int) -> Tensor:
+        """Keys (part 0) or values (1) of the first `end` positions, `[G, end, K]`."""
+        table = self._table(cache)[: -(-end // PAGE_KEYS)].clamp(min=0)  # the dropped is not read
+        pages_GPSK = self.tensor[:, layer, part].transpose(0, 1)
+        return pages_GPSK.index_select(1, table).flatten(1, 2)[:, :end]
+
+    def _table(self, cache: PagedCache) -> Tensor:
+        return torch.tensor(cache.pages, dtype=torch.int64, device=self.tensor.device)
 
 
 class CachedAttention:
@@ -65,7 +82,7 @@ class CachedAttention:
 
     def __init__(
         self,
-        chunks: Sequence[tuple[TorchCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> None:
@@ -74,8 +91,7 @@ class CachedAttention:
         self.slopes = slopes
         # Lengths before this step: each layer writes behind them, the last layer moves them on.
         self.starts = tuple(cache.length for cache, _ in self.chunks)
-        for cache, count in self.chunks:
-            cache.reserve(cache.length + count)
+        assert all(cache.capacity >= cache.length + count for cache, count in self.chunks)
 
     def __call__(
         self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
@@ -85,11 +101,11 @@ class CachedAttention:
         steps = zip(self.chunks, self.starts, self.patterns, strict=True)
         for (cache, count), start, pattern in steps:
             rows, end = slice(row, row + count), start + count
-            keys_GSK, values_GSK = cache.keys[layer], cache.values[layer]
-            keys_GSK[:, start:end] = key_TGK[rows].transpose(0, 1)
-            values_GSK[:, start:end] = value_TGK[rows].transpose(0, 1)
+            pool = cache.pool
+            assert isinstance(pool, TorchPages), "a pool belongs to the operations that made it"
+            pool.store(cache, layer, start, key_TGK[rows], value_TGK[rows])
+            keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
             query_QHTK = query_QTHK[:, rows].transpose(1, 2)
-            keys_GSK, values_GSK = keys_GSK[:, :end], values_GSK[:, :end]
             if self.slopes is None and isinstance(pattern, Causal):
                 attended_HTK = _attend(query_QHTK[0], keys_GSK, values_GSK)
             else:
@@ -97,7 +113,7 @@ class CachedAttention:
                     query_QHTK, keys_GSK, values_GSK, pattern, self.slopes
                 )
             context[rows] = attended_HTK.transpose(0, 1)
-            if layer == cache.keys.shape[0] - 1:
+            if layer == pool.tensor.shape[1] - 1:
                 cache.length = end
             row += count
         return context.flatten(1)
