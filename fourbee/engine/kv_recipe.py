@@ -26,7 +26,7 @@ class KvLayout:
     layers: int
     kv_heads: int
     head_dim: int
-    page_keys: int = PAGE_KEYS  # tokens of a page
+    page_keys: int  # tokens of a page
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class KvRecipe:
 
 
 def page_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The key of a page of these tokens after the page `parent` (or a recipe's digest): 32 bytes."""
+    """The key of the page of these tokens after the page `parent`, or after a recipe's digest."""
     assert len(parent) == KEY_BYTES
     return hashlib.blake2b(
         parent + packed_ids(token_ids), digest_size=KEY_BYTES, person=b"fourbee page 1"
