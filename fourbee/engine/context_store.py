@@ -16,21 +16,21 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from fourbee.engine.kv_recipe import page_key
-from fourbee.engine.store_index import IndexRow, StoreIndex, is_damage, open_index
+from fourbee.engine.store_index import StoreIndex, is_damage, open_index
 from fourbee.engine.store_upkeep import (
+    Pruned,
     StoredContext,
     Verified,
     chosen,
     followed_by,
     index_row,
-    path_of,
     reconcile,
     removal_order,
+    remove,
     remove_damaged,
     stored_contexts,
     verify_files,
@@ -43,6 +43,7 @@ from fourbee.engine.stored_file import (
     StoredFile,
     file_name,
     open_file,
+    sync_folder,
     write_file,
 )
 from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
@@ -53,15 +54,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _SPARE = 20  # of a full store a twentieth is freed at once
 _USES, _USE_SECONDS = 1000, 30.0  # uses are noted together: so many, or after so long
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What was removed."""
-
-    pages: int
-    contexts: int
-    bytes: int
 
 
 def default_folder() -> Path:
@@ -99,7 +91,7 @@ class ContextStore:
     def get_into(
         self, key: bytes, parent: bytes, token_ids: Sequence[int], page: memoryview
     ) -> bool:
-        """Reads it straight into `page`, which has just its size; where False, anything is there."""
+        """Reads it straight into `page` of just its size; where False, anything may be in it."""
 
         def fill(file: StoredFile) -> bool:
             file.read_into(page.cast("B"))
@@ -171,7 +163,7 @@ class ContextStore:
         """
         with self._reporting(), self._transaction() as index:
             going = chosen(self.folder, index.rows(), older_than, namespace, context_id)
-            return self._remove(index, going, to_bytes)
+            return remove(self.folder, index, going, to_bytes)
 
     def verify(self) -> Verified:
         """Reads every file, removes those that are damaged, and makes the index agree."""
@@ -184,7 +176,7 @@ class ContextStore:
     def close(self) -> None:
         """Notes the last uses and ends."""
         with contextlib.suppress(OSError, sqlite3.Error), self._transaction():
-            pass
+            sync_folder(self.folder)
         self._index.close()
 
     def _page(
@@ -248,21 +240,8 @@ class ContextStore:
         if sum(row.size for row in rows if row.key in before) + needed > self._max_bytes:
             raise CapacityError(f"{self._max_bytes} bytes cannot hold a page and those before it")
         order = [row for row, _ in removal_order(rows) if row.key not in before]
-        self._remove(index, order, self._max_bytes - self._max_bytes // _SPARE - needed)
-
-    def _remove(self, index: StoreIndex, rows: Sequence[IndexRow], to_bytes: int) -> Pruned:
-        """Removes files in this order, until the store has no more than so many bytes."""
-        total = before = index.total()
-        gone: list[IndexRow] = []
-        for row in rows:
-            if total <= to_bytes:
-                break
-            path_of(self.folder, row).unlink(missing_ok=True)
-            total -= row.size
-            gone.append(row)
-        index.remove(row.key for row in gone)
-        pages = sum(row.context is None for row in gone)
-        return Pruned(pages, len(gone) - pages, before - total)
+        to_bytes = self._max_bytes - self._max_bytes // _SPARE - needed
+        remove(self.folder, index, order, to_bytes)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[StoreIndex]:

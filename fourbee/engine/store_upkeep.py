@@ -52,6 +52,15 @@ class StoredContext:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """What was removed."""
+
+    pages: int
+    contexts: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Verified:
     """What reading every file came to."""
 
@@ -66,11 +75,6 @@ def index_row(head: FileHead, size: int, used: float) -> IndexRow:
     context = None if head.context_id is None else text_bytes(head.context_id)
     owner, tokens = text_bytes(head.namespace), len(head.token_ids)
     return IndexRow(head.key, head.parent, owner, context, tokens, size, used)
-
-
-def path_of(folder: Path, row: IndexRow) -> Path:
-    """Where the file of a row is."""
-    return folder / file_name(row.key, PAGE if row.context is None else CONTEXT)
 
 
 def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> None:
@@ -173,6 +177,24 @@ def chosen(
     ]
 
 
+def remove(folder: Path, index: StoreIndex, rows: Sequence[IndexRow], to_bytes: int) -> Pruned:
+    """Removes files in this order, until the store has no more than so many bytes.
+
+    Within a transaction: other processes, which wait, never count what is gone.
+    """
+    total = before = index.total()
+    gone: list[IndexRow] = []
+    for row in rows:
+        if total <= to_bytes:
+            break
+        _path(folder, row).unlink(missing_ok=True)
+        total -= row.size
+        gone.append(row)
+    index.remove(row.key for row in gone)
+    pages = sum(row.context is None for row in gone)
+    return Pruned(pages, len(gone) - pages, before - total)
+
+
 def verify_files(folder: Path) -> Verified:
     """Reads every file to its end and removes those that are damaged; OSError."""
     pages = contexts = size = 0
@@ -229,7 +251,7 @@ def _only_of(
 def _chain(folder: Path, row: IndexRow) -> list[bytes]:
     """The keys of a context's whole pages; none where its file is gone or damaged."""
     try:
-        return list(page_keys(row.parent, read_head(path_of(folder, row)).token_ids))
+        return list(page_keys(row.parent, read_head(_path(folder, row)).token_ids))
     except (OSError, DamagedFileError):
         return []
 
@@ -239,3 +261,8 @@ def _entries(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 yield entry, entry.stat()
+
+
+def _path(folder: Path, row: IndexRow) -> Path:
+    """Where the file of a row is."""
+    return folder / file_name(row.key, PAGE if row.context is None else CONTEXT)
