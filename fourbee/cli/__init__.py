@@ -44,10 +44,8 @@ app.command()(quantize)
 app.command()(export)
 app.command(name="eval")(evaluate)
 app.command()(tokens)
-app.add_typer(train_app)
-app.add_typer(data_app)
-app.add_typer(bench_app)
-app.add_typer(contexts_app)
+for group in (train_app, data_app, bench_app, contexts_app):
+    app.add_typer(group)
 
 
 @app.callback(invoke_without_command=True)
