@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from fourbee.engine.kv_recipe import page_key
+from fourbee.engine.kv_recipe import is_root, page_key
 from fourbee.engine.store_index import StoreIndex, is_damage, open_index
 from fourbee.engine.store_upkeep import (
     Pruned,
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _SPARE = 20  # of a full store a twentieth is freed at once
+_TOLD = (OSError, sqlite3.Error, CapacityError)  # are told in the log and fail no request
 _USES, _USE_SECONDS = 1000, 30.0  # uses are noted together: so many, or after so long
 
 
@@ -110,20 +111,28 @@ class ContextStore:
         token_ids: Sequence[int],
         data: bytes | memoryview,
         namespace: str,
-    ) -> None:
-        """Keeps a page, if it can be; one that is here already is used once more."""
+    ) -> bool:
+        """Keeps a page, if it can be, and says whether it is here; if so already, it is only used.
+
+        A page that follows another has to come after it: without that one it could not be found.
+        """
         assert key == page_key(parent, token_ids)
         if self.has(key):
             self._use(key)
-        else:
-            self._write(FileHead(parent, tuple(token_ids), namespace), memoryview(data).cast("B"))
+            return True
+        if not is_root(parent) and not self.has(parent):
+            return False
+        return self._write(
+            FileHead(parent, tuple(token_ids), namespace), memoryview(data).cast("B")
+        )
 
     def remember(
         self, context_id: str, namespace: str, recipe_digest: bytes, token_ids: Sequence[int]
-    ) -> None:
+    ) -> bool:
         """Keeps the token ids of an owner's context, instead of those it had, if that can be."""
+        assert is_root(recipe_digest)
         head = FileHead(recipe_digest, tuple(token_ids), namespace, context_id)
-        self._write(head, memoryview(b""))
+        return self._write(head, memoryview(b""))
 
     def recall(self, context_id: str, namespace: str) -> tuple[int, ...] | None:
         """The token ids of this owner's context; None where there is none."""
@@ -209,9 +218,9 @@ class ContextStore:
         self._use(key)
         return taken
 
-    def _write(self, head: FileHead, data: memoryview) -> None:
+    def _write(self, head: FileHead, data: memoryview) -> bool:
         path, size = self.folder / head.name, head.size + data.nbytes
-        with self._telling():
+        try:
             refuse_full_disk(path, size)
             with self._transaction() as index:
                 self._make_room(index, size, head.parent)
@@ -219,6 +228,10 @@ class ContextStore:
             # Should this process end here, the next one that opens the store takes the file in.
             with self._transaction() as index:
                 index.add([index_row(head, size, time.time())])
+        except _TOLD as error:
+            self._tell(error)
+            return False
+        return True
 
     def _use(self, key: bytes) -> None:
         with self._lock:
@@ -275,7 +288,7 @@ class ContextStore:
         """What goes wrong within is told in the log, once a kind, and then forgotten."""
         try:
             yield
-        except (OSError, sqlite3.Error, CapacityError) as error:
+        except _TOLD as error:
             self._tell(error)
 
     def _tell(self, error: Exception) -> None:

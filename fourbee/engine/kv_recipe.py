@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 
 KEY_BYTES = 32
+_OF_PAGE = 1  # the lowest bit of the first byte: set in keys of pages, not in digests of recipes
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,24 @@ class KvRecipe:
     namespace: str  # the owner
 
     def digest(self) -> bytes:
-        """The root of this recipe's keys, of 32 bytes: equal if and only if all fields are."""
+        """The root of this recipe's keys: equal if and only if all fields are."""
         # JSON writes floats so that they read back the same, and text so that it cannot be mistaken
         # for a neighbouring field.
         named = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
-        return hashlib.blake2b(
-            named.encode(), digest_size=KEY_BYTES, person=b"fourbee recipe 1"
-        ).digest()
+        digest = _hash(named.encode(), b"fourbee recipe 1")
+        return bytes([digest[0] & ~_OF_PAGE]) + digest[1:]
 
 
 def page_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The key of the page of these tokens after the page `parent`, or after a recipe's digest."""
     assert len(parent) == KEY_BYTES
-    return hashlib.blake2b(
-        parent + packed_ids(token_ids), digest_size=KEY_BYTES, person=b"fourbee page 1"
-    ).digest()
+    key = _hash(parent + packed_ids(token_ids), b"fourbee page 1")
+    return bytes([key[0] | _OF_PAGE]) + key[1:]
+
+
+def is_root(key: bytes) -> bool:
+    """Whether it is a recipe's digest, where the key of a page could be too."""
+    return not key[0] & _OF_PAGE
 
 
 def page_keys(root: bytes, token_ids: Sequence[int]) -> Iterator[bytes]:
@@ -74,3 +78,7 @@ def page_keys(root: bytes, token_ids: Sequence[int]) -> Iterator[bytes]:
 def packed_ids(token_ids: Sequence[int]) -> bytes:
     """Token ids as little-endian uint32."""
     return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+def _hash(content: bytes, purpose: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=KEY_BYTES, person=purpose).digest()
