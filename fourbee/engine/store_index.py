@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 NAME, LOCK = "index.sqlite", "index.lock"
 _FORMAT = 1
-_BUSY_SECONDS = 10.0  # longest wait for another process's transaction
+_BUSY_SECONDS = 2.0  # longest wait for another process's transaction
+_OPEN_SECONDS = 30.0  # and for another that opens the index and may fill it from the files
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _TABLE = f"""
 CREATE TABLE files (key BLOB PRIMARY KEY, parent BLOB NOT NULL, namespace BLOB NOT NULL,
@@ -127,7 +128,7 @@ def open_index(folder: Path) -> Iterator[StoreIndex]:
     Raises OSError, sqlite3.Error, filelock.Timeout.
     """
     folder.stat()  # the lock would make a folder that has vanished
-    with FileLock(folder / LOCK, timeout=6 * _BUSY_SECONDS, mode=0o600):
+    with FileLock(folder / LOCK, timeout=_OPEN_SECONDS, mode=0o600):
         path = folder / NAME
         try:
             index = StoreIndex(path)
