@@ -1,13 +1,11 @@
 // Heads, pages and attention, as Python calls them.
-#include <cstring>
-
 #include "machine.h"
 
 namespace fourbee {
 namespace {
 
 using Variants = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
-using PageBytes = nb::ndarray<const uint8_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using PageBytes = nb::ndarray<uint8_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using Triples = nb::ndarray<const int64_t, nb::numpy, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
 void rotate_heads(InHeads x, InVector norm, float eps, InRows cos, InRows sin, Heads out) {
@@ -135,11 +133,10 @@ void bind_attention(nb::module_& module) {
       }, nb::arg("layers"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("kind"), nb::arg("pages"))
       .def("clear", &KvPool::clear, nb::arg("page"))
       .def("copy", &KvPool::copy, nb::arg("source"), nb::arg("target"))
-      .def("read", [](const KvPool& self, int64_t page) { return nb::bytes(self.page(page), size_t(self.page_bytes())); }, nb::arg("page"))
-      .def("write", [](KvPool& self, int64_t page, PageBytes data) {
-        require_equal("bytes of a page", int64_t(data.shape(0)), self.page_bytes());
-        std::memcpy(self.page(page), data.data(), data.size());
-      }, nb::arg("page"), nb::arg("data"))
+      .def("view", [](nb::handle self, int64_t page) {
+        KvPool& pool = nb::cast<KvPool&>(self);
+        return PageBytes(pool.page(page), {size_t(pool.page_bytes())}, self);
+      }, nb::arg("page"))
       .def_prop_ro("pages", &KvPool::pages)
       .def_prop_ro("layers", &KvPool::layers)
       .def_prop_ro("page_bytes", &KvPool::page_bytes);

@@ -41,6 +41,11 @@ class Checkpoint(Protocol):
         """What the model's makers recommend."""
         ...
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that the weights lie in, in order."""
+        ...
+
     def check(self) -> None:
         """What is wrong with the weights, said in moments: reads no tensor."""
         ...
@@ -87,6 +92,10 @@ class FolderCheckpoint:
     def defaults(self) -> SamplingDefaults:
         return SamplingDefaults.from_generation_config(self.path)
 
+    @property
+    def weight_files(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
     def check(self) -> None:
         checkpoint_files.check_weights(self.path)
 
@@ -112,6 +121,10 @@ class GgufCheckpoint:
     def defaults(self) -> SamplingDefaults:
         recommended = gguf_checkpoint.recommended_sampling(self._file)
         return SamplingDefaults.from_values(recommended, str(self.path))
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return [self.path]
 
     def check(self) -> None:
         gguf_checkpoint.check_weights(self._file)

@@ -10,9 +10,11 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fourbee.engine.contexts import Contexts
 from fourbee.engine.kv_cache import KvCache
+from fourbee.engine.kv_recipe import KvLayout, KvRecipe, page_key
 from fourbee.engine.model_runner import ModelRunner, Outcome, Step
 from fourbee.engine.page_pool import PageCounts
 from fourbee.engine.prefix_tree import PAGE_TOKENS
@@ -30,9 +32,13 @@ from fourbee.engine.sequence import Sequence
 from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations, StepInterrupted
+from fourbee.kernels.paged_cache import KvPages
 from fourbee.model.config import Qwen3Config
+from fourbee.model.positions import position_scheme
 from fourbee.model.qwen3 import Qwen3Weights
 
+# Pages that are written behind between two steps, every few seconds.
+SAVED_AT_ONCE = 16
 # Positions of a pool whose size nobody gave.
 MOST_POSITIONS = 1 << 17
 
@@ -58,8 +64,12 @@ class Engine:
         ops: Operations,
         eos_token_ids: tuple[int, ...] = (),
         settings: EngineSettings | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
-        """`eos_token_ids` end an answer, unless its request ignores them."""
+        """`eos_token_ids` end an answer, unless its request ignores them.
+
+        `contexts`: what is needed for keys and values to last; None to keep them in memory alone.
+        """
         self.settings = settings or EngineSettings()
         config = weights.config
         self.vocab_size = config.vocab_size
@@ -72,7 +82,10 @@ class Engine:
         self.context_length = min(longest, pages * PAGE_TOKENS)
         self._eos_token_ids = eos_token_ids
         self._runner = ModelRunner(weights, ops, pages)
-        self._kv = KvCache(self._runner.storage)
+        self._contexts = contexts or Contexts()
+        self._recipe = _recipe(config, ops, self._runner.storage, self._contexts)
+        self._recipes: dict[str, bytes] = {}  # digests by namespace
+        self._kv = KvCache(self._runner.storage, self._contexts.store, page_key)
         self._scheduler = Scheduler(self.settings, self._kv, StepCost(_key_share(config)))
         self._sequences: dict[str, Sequence] = {}
         self._events: list[Event] = []
@@ -123,7 +136,11 @@ class Engine:
             )
 
     def add(self, request: Request) -> str:
-        """Queues a request; its id. UsageError as `check`; CapacityError when the queue is full."""
+        """Queues a request; its id. UsageError as `check`; CapacityError when the queue is full.
+
+        The prompt of a context that is known takes the tokens back that were sampled.
+        """
+        request = self._contexts.resumed(request)
         self.check(request)
         if request.id in self._sequences:
             raise UsageError(f"id = {request.id!r}: another request with this id is living")
@@ -134,7 +151,7 @@ class Engine:
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         ends = {*eos_ids, *params.stop_token_ids}
-        sequence = Sequence(request, max_length, ends, seed, request.namespace.encode())
+        sequence = Sequence(request, max_length, ends, seed, self._recipe_digest(request))
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
         return request.id
@@ -182,8 +199,20 @@ class Engine:
                 if outcome.chunk.sequence.state == "running":
                     self._publish(outcome)
             self._in_flight = False
+        if self._contexts.store is not None and self._contexts.is_time(self._sequences.values()):
+            self._kv.save_some(SAVED_AT_ONCE)
         events, self._events = self._events, []
         return events
+
+    def idle(self) -> bool:
+        """A little of what can wait, for whoever has no step to make; whether there is more."""
+        return self._kv.save_some(1)
+
+    def close(self) -> None:
+        """Writes what is still to be written. The engine is not to be used any more."""
+        while self.idle():
+            pass
+        self._contexts.close()
 
     @contextmanager
     def _ending_interrupted(self) -> Iterator[None]:
@@ -218,9 +247,17 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         self._scheduler.remove(sequence, reusable=reason != "error")
+        if reason != "error":
+            self._contexts.remember(sequence)
         del self._sequences[sequence.id]
         length = sequence.prompt_length
         self._events.append(Finished(sequence.id, reason, error, length, sequence.cached))
+
+    def _recipe_digest(self, request: Request) -> bytes:
+        namespace = request.namespace
+        if namespace not in self._recipes:
+            self._recipes[namespace] = replace(self._recipe, namespace=namespace).digest()
+        return self._recipes[namespace]
 
     def _observe(self, step: Step) -> None:
         """Tells the scheduler how long a step took."""
@@ -232,6 +269,24 @@ class Engine:
     def check_pages(self) -> None:
         """Asserts that no page is lost: for tests."""
         self._kv.check(self._sequences.values())
+
+
+def _recipe(config: Qwen3Config, ops: Operations, storage: KvPages, contexts: Contexts) -> KvRecipe:
+    """What keys and values are made of, for no owner yet."""
+    layers, kv_heads, head_dim = (
+        config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    )  # fmt: skip
+    return KvRecipe(
+        weights=contexts.weights,
+        packing=ops.numerics,
+        adapter=None,
+        rotary=tuple(position_scheme(config).inverse_frequencies.tolist()),
+        attention="dense",
+        kv_type=storage.kind,
+        layout=KvLayout(storage.page_bytes, layers, kv_heads, head_dim, PAGE_TOKENS),
+        tokenizer=contexts.tokenizer,
+        namespace="",
+    )
 
 
 def _pages_of_use(context_length: int, max_running: int) -> int:

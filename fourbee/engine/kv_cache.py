@@ -7,14 +7,19 @@ bytes are moved by the storage (`kernels/paged_cache.py`), what is kept on a dis
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
+from functools import partial
 from typing import Protocol
 
 from fourbee.engine.page_pool import PageCounts, PagePool
 from fourbee.engine.prefix_tree import PAGE_TOKENS, KeyOf, Node, PrefixTree
 from fourbee.engine.sequence import DROPPED, Sequence
+
+logger = logging.getLogger(__name__)
 
 # Tails shorter than this are not worth a page.
 MIN_TAIL = 8
@@ -28,13 +33,16 @@ class PageStorage(Protocol):
     @property
     def pages(self) -> int: ...
 
+    @property
+    def page_bytes(self) -> int: ...
+
     def clear(self, page: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None: ...
 
-    def read(self, page: int) -> bytes: ...
+    def read(self, page: int) -> memoryview: ...
 
-    def write(self, page: int, data: bytes | memoryview) -> None: ...
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool: ...
 
 
 class PageStore(Protocol):
@@ -42,13 +50,13 @@ class PageStore(Protocol):
 
     def has(self, key: bytes) -> bool: ...
 
-    def get(self, key: bytes, parent: bytes, token_ids: Tokens[int]) -> bytes | memoryview | None:
-        """The page, verified, or None."""
+    def get_into(self, key: bytes, parent: bytes, token_ids: Tokens[int], page: memoryview) -> bool:
+        """Writes the page, verified, into `page`; False where there is none."""
         ...
 
     def put(
-        self, key: bytes, parent: bytes, token_ids: Tokens[int], data: bytes, namespace: str
-    ) -> None: ...
+        self, key: bytes, parent: bytes, token_ids: Tokens[int], data: memoryview, namespace: str
+    ) -> bool: ...
 
 
 class KvCache:
@@ -100,12 +108,16 @@ class KvCache:
     def restore(self, sequence: Sequence) -> None:
         """Reads some more of a sequence's beginning from the disk; ends its `restoring`."""
         assert self._store is not None
+        began = time.perf_counter()
         for _ in range(RESTORED_AT_ONCE):
             if not self._restore_page(sequence, self._store):
                 sequence.restoring = False
                 self._copy_tail(sequence)
                 break
         sequence.cached = sequence.computed
+        sequence.restore_seconds += time.perf_counter() - began
+        if sequence.restored and not sequence.restoring:
+            _tell_restored(sequence, self.storage.page_bytes)
 
     def reserve(self, sequence: Sequence, length: int) -> int:
         """Makes room for `length` positions in all; for how many there is room now."""
@@ -220,6 +232,7 @@ class KvCache:
             here = self._read_page(parent, tokens, store)
             if here is None:
                 return False
+            sequence.restored += PAGE_TOKENS
         else:
             self._pool.share(here.page)
         sequence.nodes.append(here)
@@ -234,23 +247,37 @@ class KvCache:
         page = self._take()
         if page is None:
             return None
-        data = store.get(key, parent.key, tokens)
-        if data is None:
+        read_into = partial(store.get_into, key, parent.key, tokens)
+        if not self.storage.fill(page, read_into):
             self._pool.drop(page)
             return None
-        self.storage.write(page, data)
         node = self._tree.insert(parent, tokens, page)
         node.saved = True
         return node
 
     def _save(self, node: Node) -> None:
-        """Writes a page behind, if the disk does not have it."""
+        """Writes a page behind, those before it first, if the disk does not have them."""
         if self._store is None or node.saved:
             return
-        node.saved = True
-        parent, root = node.parent, node
-        assert parent is not None
-        while root.parent is not None:
-            root = root.parent
-        data = self.storage.read(node.page)
-        self._store.put(node.key, parent.key, node.tokens, data, self._namespaces[root.key])
+        path = [node]
+        while path[-1].parent is not None:
+            path.append(path[-1].parent)
+        namespace = self._namespaces[path.pop().key]
+        for one in reversed(path):
+            if one.saved:
+                continue
+            parent = one.parent
+            assert parent is not None
+            data = self.storage.read(one.page)
+            one.saved = self._store.put(one.key, parent.key, one.tokens, data, namespace)
+            if not one.saved:
+                break
+
+
+def _tell_restored(sequence: Sequence, page_bytes: int) -> None:
+    tokens, seconds = sequence.restored, sequence.restore_seconds
+    gigabytes = tokens / PAGE_TOKENS * page_bytes / 1e9
+    logger.info(
+        "context store: %d of %d prompt tokens came back in %.2f s (%.2f GB, %.1f GB/s)",
+        tokens, len(sequence.token_ids), seconds, gigabytes, gigabytes / seconds,
+    )  # fmt: skip

@@ -48,8 +48,11 @@ class Sequence:
         # Its pages in order, and the nodes of the prefix tree that the first of them are.
         self.pages: list[int] = []
         self.nodes: list[Node] = []
-        # Whether more of its beginning may be on the disk.
+        # Whether more of its beginning may be on the disk; tokens that came from there, and the
+        # time that it took.
         self.restoring = False
+        self.restored = 0
+        self.restore_seconds = 0.0
         self.arrival = 0  # its number among all requests
         # Scores of the prompt's tokens from the second on, while they are asked for and growing.
         self.prompt_scores: list[ScoredToken] = []

@@ -5,7 +5,7 @@ The pages of a step's sequences lie in one pool, in whatever order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from fourbee.kernels.paged_cache import PagedCache
 class NativePages:
     """A pool of the kernels: `fourbee/kernels/paged_cache.py` says what it is."""
 
-    def __init__(self, native: _native.KvPool) -> None:
+    def __init__(self, native: _native.KvPool, kind: str) -> None:
         self.native = native
+        self.kind = kind
 
     @property
     def pages(self) -> int:
@@ -35,11 +36,11 @@ class NativePages:
     def copy(self, source: int, target: int) -> None:
         self.native.copy(source, target)
 
-    def read(self, page: int) -> bytes:
-        return self.native.read(page)
+    def read(self, page: int) -> memoryview:
+        return self.native.view(page).data
 
-    def write(self, page: int, data: bytes | memoryview) -> None:
-        self.native.write(page, np.frombuffer(data, dtype=np.uint8))
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        return read_into(self.native.view(page).data)
 
 
 _NO_SLOPES = np.empty(0, dtype=np.float32)

@@ -37,6 +37,7 @@ from fourbee.kernels.packed import (
     BLOCK_ROWS,
     GROUP,
     NOT_FINITE,
+    PACKER,
     PACKINGS,
     Kind,
     Method,
@@ -100,6 +101,10 @@ class NativeOperations(NumpyOperations):
     def __init__(self, kv_kind: Kind, packing: Packing) -> None:
         super().__init__()
         self.kv_kind, self.packing = kv_kind, packing
+
+    @property
+    def numerics(self) -> str:
+        return f"native {PACKER} {_native.isa()} {self.packing}"
 
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         if array.ndim != 2:
@@ -202,11 +207,12 @@ class NativeOperations(NumpyOperations):
                 "use another backend"
             )
         try:
-            return NativePages(_native.KvPool(layers, kv_heads, head_dim, self.kv_kind, pages))
+            pool = _native.KvPool(layers, kv_heads, head_dim, self.kv_kind, pages)
         except MemoryError:
             raise CapacityError(
                 f"the system does not give {pages} pages of keys and values: lower --max-context"
             ) from None
+        return NativePages(pool, self.kv_kind)
 
     def cached_attention(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,8 @@ _MOST_SCORES = 1 << 24
 class NumpyPages:
     """Pages `[pages, layers, 2, G, 64, K]`: keys, then values."""
 
+    kind = "float32"
+
     def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> None:
         self.array = np.zeros((pages, layers, 2, kv_heads, PAGE_KEYS, head_dim), dtype=np.float32)
 
@@ -39,11 +41,12 @@ class NumpyPages:
     def copy(self, source: int, target: int) -> None:
         self.array[target] = self.array[source]
 
-    def read(self, page: int) -> bytes:
-        return bytes(self.array[page].tobytes())
+    def read(self, page: int) -> memoryview:
+        view: memoryview = self.array[page].data
+        return view.cast("B")
 
-    def write(self, page: int, data: bytes | memoryview) -> None:
-        self.array[page] = np.frombuffer(data, dtype=np.float32).reshape(self.array.shape[1:])
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        return read_into(self.read(page))
 
     def store(self, cache: PagedCache, layer: int, start: int, rows_2TGK: FloatArray) -> None:
         """Writes keys and values of the positions from `start` on."""

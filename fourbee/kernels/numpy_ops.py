@@ -31,6 +31,10 @@ from fourbee.kernels.paged_cache import KvPages, PagedCache
 class NumpyOperations:
     """`Operations` over NumPy arrays."""
 
+    @property
+    def numerics(self) -> str:
+        return "numpy"
+
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         return np.array(array, dtype=np.float32)
 

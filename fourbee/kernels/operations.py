@@ -112,6 +112,11 @@ class HeadResult:
 class Operations(Protocol):
     """What the network, the loader and the engine ask of a backend."""
 
+    @property
+    def numerics(self) -> str:
+        """A name for everything that decides the bits of its results, besides what it is given."""
+        ...
+
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Array:
         """A backend array in the compute type; the NumPy array may be read-only and is not kept.
 

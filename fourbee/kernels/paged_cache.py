@@ -6,7 +6,7 @@ there). Page-major: all layers of a page in one piece, so that a page is one wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -27,16 +27,24 @@ class KvPages(Protocol):
     @property
     def page_bytes(self) -> int: ...
 
+    @property
+    def kind(self) -> str:
+        """What numbers are kept in: `float32`, `bfloat16`, `int8` or `int4`, or a like name."""
+        ...
+
     def clear(self, page: int) -> None:
         """Zeroes a page: done whenever it is handed out, so that nothing of its past is read."""
         ...
 
     def copy(self, source: int, target: int) -> None: ...
 
-    def read(self, page: int) -> bytes: ...
+    def read(self, page: int) -> memoryview:
+        """Its `page_bytes` bytes, as they are until the page is written next."""
+        ...
 
-    def write(self, page: int, data: bytes | memoryview) -> None:
-        """`data` is what `read` gave, `page_bytes` of it."""
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        """Lets `read_into` write what `read` gave once; what it says. After False the page is
+        anything."""
         ...
 
 

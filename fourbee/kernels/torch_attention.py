@@ -6,8 +6,10 @@ they are attended, one sequence at a time, so that its arithmetic does not depen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,12 +53,20 @@ class TorchPages:
     def copy(self, source: int, target: int) -> None:
         self.tensor[target] = self.tensor[source]
 
-    def read(self, page: int) -> bytes:
-        return bytes(self.tensor[page].view(torch.uint8).cpu().numpy())
+    @property
+    def kind(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
 
-    def write(self, page: int, data: bytes | memoryview) -> None:
-        values = torch.frombuffer(bytearray(data), dtype=self.tensor.dtype)
-        self.tensor[page] = values.view(self.tensor.shape[1:]).to(self.tensor.device)
+    def read(self, page: int) -> memoryview:
+        bytes_of: npt.NDArray[np.uint8] = self.tensor[page].view(torch.uint8).cpu().numpy()
+        return bytes_of.data.cast("B")
+
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        data = torch.empty_like(self.tensor[page], device="cpu")
+        into: npt.NDArray[np.uint8] = data.view(torch.uint8).numpy()
+        read = read_into(into.data.cast("B"))
+        self.tensor[page] = data.to(self.tensor.device)
+        return read
 
     def store(
         self, cache: PagedCache, layer: int, start: int, key_TGK: Tensor, value_TGK: Tensor

@@ -42,6 +42,10 @@ class TorchOperations:
         self.device = torch.device(device)
         self.dtype = dtype
 
+    @property
+    def numerics(self) -> str:
+        return f"torch {self.device.type} {self.dtype}"
+
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Tensor:
         if array.dtype == ml_dtypes.bfloat16:
             bits = torch.from_numpy(np.array(array).view(np.uint16))

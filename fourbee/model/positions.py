@@ -18,6 +18,8 @@ from fourbee.model.config import Qwen3Config
 class PositionScheme(Protocol):
     """Turns the positions of a step's rows into rotations."""
 
+    inverse_frequencies: FloatArray  # [K/2]
+
     def rotary(self, positions_T: Array, ops: Operations) -> Rotary:
         """Tables `[Q, T, K/2]` for integer positions `[T]`."""
         ...

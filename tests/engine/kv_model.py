@@ -17,7 +17,7 @@ class FakeStorage:
     """Pages as lists: a position holds the recipe and all tokens up to its own, hashed."""
 
     def __init__(self, pages: int) -> None:
-        self.pages = pages
+        self.pages, self.page_bytes = pages, 1
         self.content: list[list[int | None]] = [["old"] * PAGE for _ in range(pages)]
 
     def clear(self, page: int) -> None:
@@ -29,8 +29,8 @@ class FakeStorage:
     def read(self, page: int) -> tuple:
         return tuple(self.content[page])
 
-    def write(self, page: int, data) -> None:
-        self.content[page] = list(data)
+    def fill(self, page: int, read_into) -> bool:
+        return read_into(self.content[page])
 
 
 class FakeStore:
@@ -43,17 +43,19 @@ class FakeStore:
     def has(self, key: bytes) -> bool:
         return key in self.pages
 
-    def get(self, key, parent, token_ids):
+    def get_into(self, key, parent, token_ids, page) -> bool:
         if self.chance.random() < 0.05:
             self.pages.pop(key, None)
         found = self.pages.get(key)
         if found is None:
-            return None
+            return False
         assert found[:2] == (parent, tuple(token_ids))
-        return found[2]
+        page[:] = found[2]
+        return True
 
-    def put(self, key, parent, token_ids, data, namespace) -> None:
+    def put(self, key, parent, token_ids, data, namespace) -> bool:
         self.pages[key] = (parent, tuple(token_ids), data)
+        return True
 
 
 def key_of(parent: bytes, tokens: tuple[int, ...]) -> bytes:
