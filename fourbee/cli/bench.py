@@ -203,6 +203,29 @@ def start(
     _tell({"kind": "start", "shape": shape, "quantize": "int4"} | found, start_table(found), output)
 
 
+@bench_app.command()
+def lasting(
+    shape: Shape = "0.6B",
+    tokens: Annotated[int, typer.Option(min=64, help="Of the text that is read.")] = 4096,
+    threads: Threads = None,
+    output: Output = None,
+) -> None:
+    """Seconds to the first token: a text read, its next turn, and both after a restart.
+
+    Random weights in int4, keys and values in int8, a context store in the folder for temporary
+    files.
+    """
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.lasting import measure_lasting
+    from fourbee.benchmarks.report import lasting_table
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_lasting(shape, tokens, threads, console.print)
+    about = {"kind": "lasting", "shape": shape, "tokens": tokens, "quantize": "int4"}
+    _tell(about | asdict(found), lasting_table(found), output)
+
+
 def _version(python: str, module: str) -> str:
     """The version of a module in another Python; nothing when it is not there."""
     import subprocess
