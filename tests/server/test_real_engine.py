@@ -164,7 +164,7 @@ def test_a_client_that_leaves_frees_the_engine(ask, real):
 
 
 def test_a_conversation_goes_on_from_what_was_read(real):
-    client = openai_client(real)
+    client = openai_client(real.url)
     text = "say hello to the world, hello world, the world " * 4
 
     def ask(prompt: str, **more):
@@ -182,12 +182,12 @@ def test_a_conversation_goes_on_from_what_was_read(real):
 
 
 def test_context_and_priority_are_checked(real):
-    client = openai_client(real)
+    client = openai_client(real.url)
     for wrong, message in (
-        ({"context_id": ""}, "context_id = '': expected a name of 1 to 200 characters"),
+        ({"context_id": ""}, 'context_id = "": expected a name of 1 to 200 characters'),
         ({"context_id": "x" * 201}, "expected a name of 1 to 200 characters"),
         ({"priority": 101}, "priority = 101: expected a whole number from -100 to 100"),
-        ({"context_id": "x", "n": 2}, "context_id = 'x': expected one prompt and n = 1"),
+        ({"context_id": "x", "n": 2}, 'context_id = "x": expected one prompt and n = 1'),
     ):
         with pytest.raises(openai.BadRequestError) as error:
             client.completions.create(model="tiny-qwen3", prompt="say", extra_body=wrong)
