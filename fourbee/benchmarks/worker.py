@@ -23,6 +23,7 @@ from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.native_ops import NativeOperations, open_native
+from fourbee.model.attention_modes import DenseMode
 from fourbee.model.hub import resolve_model
 from fourbee.model.qwen3 import Qwen3Weights
 
@@ -61,7 +62,10 @@ class Bench:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
         ids = tuple(self._random.integers(0, self._vocabulary, length).tolist())
         params = SamplingParams(temperature=0.0, ignore_eos=True)
-        sequence = Sequence(Request("bench", ids, params), length + work.tokens + 1, set(), 0)
+        longest = length + work.tokens + 1
+        sequence = Sequence(
+            Request("bench", ids, params), longest, set(), 0, mode=DenseMode(longest)
+        )
         sequence.pages = list(pages)
         for page in pages:  # the memory is there before, as in an engine that has run for a while
             self._runner.storage.clear(page)

@@ -33,6 +33,7 @@ from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Operations, StepInterrupted
 from fourbee.kernels.paged_cache import KvPages
+from fourbee.model.attention_modes import ModeName, attention_modes
 from fourbee.model.config import Qwen3Config
 from fourbee.model.positions import position_scheme
 from fourbee.model.qwen3 import Qwen3Weights
@@ -73,20 +74,19 @@ class Engine:
         self.settings = settings or EngineSettings()
         config = weights.config
         self.vocab_size = config.vocab_size
-        longest = min(
-            self.settings.context_length or config.max_position_embeddings,
-            config.max_position_embeddings,
-        )
+        trained = config.max_position_embeddings
+        longest = min(self.settings.context_length or trained, trained)
         pages = self.settings.kv_pages or _pages_of_use(longest, self.settings.max_running)
-        # A sequence alone always has the pages that it needs.
-        self.context_length = min(longest, pages * PAGE_TOKENS)
+        self._modes = attention_modes(config, self.settings.window, pages)
         self._eos_token_ids = eos_token_ids
         self._runner = ModelRunner(weights, ops, pages)
         self._contexts = contexts or Contexts()
         self._recipe = _recipe(config, ops, self._runner.storage, self._contexts)
-        self._recipes: dict[str, bytes] = {}  # digests by namespace
+        self._recipes: dict[tuple[str, str], bytes] = {}  # digests by namespace and attention
         self._kv = KvCache(self._runner.storage, self._contexts.store, page_key)
         self._scheduler = Scheduler(self.settings, self._kv, StepCost(_key_share(config)))
+        # A sequence alone always has the pages that it needs.
+        self.context_length = self.limit("dense")
         self._sequences: dict[str, Sequence] = {}
         self._events: list[Event] = []
         self._in_flight = False
@@ -120,7 +120,7 @@ class Engine:
         """UsageError for a request that `add` would refuse for what it asks. Changes nothing."""
         _check_prompt(request.prompt_ids, self.vocab_size)
         _check_params(request, self.vocab_size)
-        length, limit = len(request.prompt_ids), self.context_length
+        length, limit = len(request.prompt_ids), self.limit(request.attention)
         max_tokens = request.params.max_tokens
         if length >= limit:
             raise UsageError(
@@ -135,6 +135,14 @@ class Engine:
                 parameter="max_tokens",
             )
 
+    def limit(self, attention: ModeName) -> int:
+        """Tokens that a request of this attention may have, its answer included."""
+        mode = self._modes[attention]
+        if mode.held is not None:
+            return mode.longest
+        longest = min(mode.longest, self.settings.context_length or mode.longest)
+        return min(longest, self._kv.counts.total * PAGE_TOKENS)
+
     def add(self, request: Request) -> str:
         """Queues a request; its id. UsageError as `check`; CapacityError when the queue is full.
 
@@ -145,13 +153,16 @@ class Engine:
         if request.id in self._sequences:
             raise UsageError(f"id = {request.id!r}: another request with this id is living")
         params = request.params
-        max_length = self.context_length
+        max_length = self.limit(request.attention)
+        if request.attention == "streaming":  # it would never end
+            max_length = len(request.prompt_ids) + self.context_length
         if params.max_tokens is not None:
             max_length = len(request.prompt_ids) + params.max_tokens
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         ends = {*eos_ids, *params.stop_token_ids}
-        sequence = Sequence(request, max_length, ends, seed, self._recipe_digest(request))
+        mode = self._modes[request.attention]
+        sequence = Sequence(request, max_length, ends, seed, self._recipe_digest(request), mode)
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
         return request.id
@@ -254,10 +265,12 @@ class Engine:
         self._events.append(Finished(sequence.id, reason, error, length, sequence.cached))
 
     def _recipe_digest(self, request: Request) -> bytes:
-        namespace = request.namespace
-        if namespace not in self._recipes:
-            self._recipes[namespace] = replace(self._recipe, namespace=namespace).digest()
-        return self._recipes[namespace]
+        key = (request.namespace, request.attention)
+        if key not in self._recipes:
+            mode = self._modes[request.attention]
+            recipe = replace(self._recipe, namespace=request.namespace, attention=mode.name)
+            self._recipes[key] = recipe.digest()
+        return self._recipes[key]
 
     def _observe(self, step: Step) -> None:
         """Tells the scheduler how long a step took."""

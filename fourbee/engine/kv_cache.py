@@ -95,7 +95,7 @@ class KvCache:
         self._namespaces[sequence.recipe] = sequence.request.namespace
         sequence.computed = 0
         sequence.restoring = False
-        if sequence.shares and not sequence.scoring:
+        if sequence.mode.shares and not sequence.scoring:
             nodes = self._tree.match(sequence.recipe, sequence.token_ids[:-1])
             self._tree.share(nodes)
             sequence.nodes, sequence.pages = nodes, [node.page for node in nodes]
@@ -131,8 +131,10 @@ class KvCache:
 
     def commit(self, sequence: Sequence) -> None:
         """After a step: shares the pages that it filled, drops those that are read no more."""
-        if not sequence.shares:
-            for index in sequence.droppable():
+        if not sequence.mode.shares:
+            for index in reversed(sequence.mode.droppable(sequence.computed)):
+                if sequence.pages[index] == DROPPED:
+                    break  # and all before it
                 self._pool.drop(sequence.pages[index])
                 sequence.pages[index] = DROPPED
             return
@@ -154,7 +156,7 @@ class KvCache:
         """Takes a sequence's pages back; `reusable` keeps them for texts that go on from it."""
         whole, tail = len(sequence.nodes), None
         rest = sequence.token_ids[whole * PAGE_TOKENS : sequence.computed]
-        if reusable and sequence.shares and len(rest) >= MIN_TAIL:
+        if reusable and sequence.mode.shares and len(rest) >= MIN_TAIL:
             parent = sequence.nodes[-1] if whole else self._tree.root(sequence.recipe)
             page = sequence.pages[whole]
             tail = self._tree.insert(parent, tuple(rest), page)
@@ -170,14 +172,14 @@ class KvCache:
 
     def waits_for(self, sequence: Sequence, others: Iterable[Sequence]) -> bool:
         """Whether another sequence is just reading more of the same beginning than is here."""
-        if not sequence.shares or sequence.scoring:
+        if not sequence.mode.shares or sequence.scoring:
             return False
         tokens = sequence.token_ids[:-1]
         here = len(self._tree.match(sequence.recipe, tokens))
         begin, end = here * PAGE_TOKENS, (here + 1) * PAGE_TOKENS
         return len(tokens) >= end and any(
             other.recipe == sequence.recipe
-            and other.shares
+            and other.mode.shares
             and other.computed < end <= len(other.token_ids)
             and other.token_ids[begin:end] == tokens[begin:end]
             and other.token_ids[:begin] == tokens[:begin]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from fourbee.kernels.operations import (
     PlanningOperations,
 )
 from fourbee.kernels.paged_cache import KvPages, PagedCache
+from fourbee.model.attention_modes import AttentionMode, Positions
 from fourbee.model.config import Qwen3Config
 from fourbee.model.key_smoothing import smooth_keys
 from fourbee.model.qwen3 import Qwen3Weights, forward
@@ -100,23 +101,25 @@ class ModelRunner:
         if not chunks:
             return Step(parts, None)
         token_ids: list[int] = []
-        positions: list[IntArray] = []
+        positions: list[Positions] = []
         rows: list[int] = []
         for part in parts:
             sequence, count = part.chunk.sequence, part.chunk.count
             start, end = sequence.computed, sequence.computed + count
             token_ids += sequence.token_ids[start:end]
-            positions.append(np.arange(start, end, dtype=np.int64))
+            positions.append(_mode(sequence).positions(start, count))
             # The chunk's last rows, of which there are as many as it sends to the head.
             rows += range(len(token_ids) - (part.end - part.first), len(token_ids))
-        attention = self._ops.cached_attention([
+        caches = [
             (PagedCache(self.storage, one.sequence.pages, one.sequence.computed), one.count)
             for one in chunks
-        ])  # fmt: skip
+        ]
+        patterns = [_mode(one.sequence).pattern for one in chunks]
+        attention = self._ops.cached_attention(caches, patterns)
         hidden = self._network(
             self._ops,
             np.asarray(token_ids, dtype=np.int64),
-            np.concatenate(positions),
+            _side_by_side(positions),
             attention,
             np.asarray(rows, dtype=np.int64),
         )
@@ -190,7 +193,7 @@ def _network(weights: Qwen3Weights, ops: Operations) -> Network:
         weights = smooth_keys(weights, ops)
 
     def run(
-        ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+        ops: Any, token_ids: IntArray, positions: Array, attention: Any, rows: IntArray
     ) -> Array:
         return forward(weights, token_ids, positions, attention, ops, rows=rows).final
 
@@ -227,6 +230,19 @@ def _bias(sequence: Sequence) -> tuple[IntArray, FloatArray]:
             penalty = params.presence_penalty + params.frequency_penalty * count
             bias[token_id] = bias.get(token_id, 0.0) - penalty
     return np.array(list(bias), dtype=np.int64), np.array(list(bias.values()), dtype=np.float32)
+
+
+def _mode(sequence: Sequence) -> AttentionMode:
+    """All of it, not only what the scheduler has to know."""
+    return cast(AttentionMode, sequence.mode)
+
+
+def _side_by_side(positions: list[Positions]) -> Positions:
+    """`[Q, T]`: sequences of fewer variants than others have their first instead."""
+    variants = max(len(one) for one in positions)
+    return np.concatenate(
+        [np.concatenate((one, *[one[:1]] * (variants - len(one)))) for one in positions], axis=1
+    )
 
 
 def _rows_for_head(chunks: tuple[Chunk, ...]) -> tuple[ChunkRows, ...]:

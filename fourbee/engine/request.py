@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fourbee.engine.sampling import SamplingParams
+from fourbee.model.attention_modes import ModeName
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -26,6 +27,7 @@ class Request:
     priority: int = 0  # smaller goes first
     # Whose the text is: keys and values are shared within a namespace only.
     namespace: str = ""
+    attention: ModeName = "dense"
     # A conversation whose tokens are remembered, so that its next turn goes on from them.
     context_id: str | None = None
 

@@ -30,6 +30,7 @@ class EngineSettings:
     max_step_ms: int = 250
     # Tokens a request, answer included; None = the model's. Less where memory is short.
     context_length: int | None = None
+    window: int = 4096  # of requests that stream: positions that they see
     kv_pages: int | None = None  # pages of 64 tokens in memory; None = as many as are of use
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class Scheduler:
                 if last.request.priority <= sequence.request.priority:
                     break
                 self._preempt(last)
-            if self.running and self._kv.room < len(sequence.token_ids):
+            if self.running and self._kv.room < sequence.room_needed:
                 break
             # What another is reading just now will be shared when it is there.
             if self._kv.waits_for(sequence, self.running):

@@ -7,7 +7,7 @@ requests is the scheduler's. Stop strings are above the engine (`text_stream.py`
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fourbee.engine.request import FinishReason, Request, ScoredToken
 
@@ -20,6 +20,31 @@ DROPPED = -1
 State = Literal["waiting", "running", "finished"]
 
 
+class Mode(Protocol):
+    """What of an attention mode decides about pages (`model/attention_modes.py` has them)."""
+
+    @property
+    def shares(self) -> bool: ...
+
+    @property
+    def held(self) -> int | None: ...
+
+    def droppable(self, computed: int) -> range: ...
+
+
+class _Whole:
+    """Every page is kept, and shared with texts that begin alike."""
+
+    shares = True
+    held = None
+
+    def droppable(self, computed: int) -> range:
+        return range(0)
+
+
+WHOLE: Mode = _Whole()
+
+
 class Sequence:
     """A request's tokens while it lives; `state` is moved on by the scheduler alone."""
 
@@ -30,6 +55,7 @@ class Sequence:
         end_token_ids: Collection[int],
         seed: int,
         recipe: bytes = b"",
+        mode: Mode = WHOLE,
     ) -> None:
         """`max_length`: tokens of prompt and answer together; `end_token_ids` end the answer.
 
@@ -42,6 +68,7 @@ class Sequence:
         self.state: State = "waiting"
         self.token_ids = list(request.prompt_ids)
         self.recipe = recipe
+        self.mode = mode
         # Tokens whose keys and values exist, and how many of them did when it started.
         self.computed = 0
         self.cached = 0
@@ -78,13 +105,10 @@ class Sequence:
         return len(self.token_ids) - self.computed
 
     @property
-    def shares(self) -> bool:
-        """Whether its pages are those of any text that begins as it does."""
-        return True
-
-    def droppable(self) -> range:
-        """Pages, by their place in `pages`, that none of its rows will see again."""
-        return range(0)
+    def room_needed(self) -> int:
+        """Positions that are kept at once while its tokens are read."""
+        held = self.mode.held
+        return len(self.token_ids) if held is None else min(held, len(self.token_ids))
 
     @property
     def scoring(self) -> bool:

@@ -148,7 +148,7 @@ class Plan:
         self,
         ops: Operations,
         token_ids: IntArray,
-        positions: IntArray,
+        positions: Array,
         attention: Attention,
         rows: IntArray,
     ) -> FloatArray:
@@ -161,7 +161,7 @@ class Plan:
             out: FloatArray = self._network(ops, token_ids, positions, attention, rows)
             return out
         frequencies, scale = self._frequencies
-        rotary = ops.rotary(frequencies, positions[None], scale)
+        rotary = ops.rotary(frequencies, np.atleast_2d(positions)[:1], scale)
         out = np.empty((len(rows), self._width), dtype=np.float32)
         if not self._native.run(
             attention.pool, token_ids, rows, rotary.cos[0], rotary.sin[0], *attention.sequences,

@@ -49,9 +49,11 @@ class NumpyOperations:
         return rows
 
     def rotary(self, inverse_frequencies: FloatArray, positions: IntArray, scale: float) -> Rotary:
-        angles = positions.astype(np.float32)[..., None] * inverse_frequencies
+        kind = np.float64 if positions.dtype == np.float64 else np.float32
+        angles = np.multiply(positions[..., None], inverse_frequencies, dtype=kind)
+        cos, sin = (x.astype(np.float32, copy=False) for x in (np.cos(angles), np.sin(angles)))
         factor = np.float32(scale)
-        return Rotary(np.cos(angles) * factor, np.sin(angles) * factor)
+        return Rotary(cos * factor, sin * factor)
 
     def norm(self, x_TD: FloatArray, weight_D: FloatArray, eps: float) -> FloatArray:
         squares = np.square(x_TD).mean(-1, keepdims=True)

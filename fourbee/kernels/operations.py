@@ -137,7 +137,11 @@ class Operations(Protocol):
         ...
 
     def rotary(self, inverse_frequencies: FloatArray, positions: Array, scale: float) -> Rotary:
-        """Tables for positions `[Q, T]` and frequencies `[K/2]`; values times `scale`."""
+        """Tables for positions `[Q, T]` and frequencies `[K/2]`; values times `scale`.
+
+        Angles of whole positions are float32, as in transformers: their errors grow with the
+        position. Those of float64 positions are float64.
+        """
         ...
 
     def norm(self, x_TD: Array, weight_D: Array, eps: float) -> Array:
@@ -236,7 +240,7 @@ class Network(Protocol):
     """What a step computes, the weights within: hidden states `[R, D]` of the rows that go on."""
 
     def __call__(
-        self, ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+        self, ops: Any, token_ids: IntArray, positions: Array, attention: Any, rows: IntArray
     ) -> Array: ...
 
 

@@ -72,8 +72,10 @@ class TorchOperations:
         self, inverse_frequencies: FloatArray, positions: Tensor | IntArray, scale: float
     ) -> Rotary:
         frequencies = torch.from_numpy(inverse_frequencies).to(self.device)
-        angles = self._integers(positions).float()[..., None] * frequencies
-        return Rotary(angles.cos() * scale, angles.sin() * scale)
+        places = self._integers(positions)
+        wide = places.dtype == torch.float64
+        angles = places.to(torch.float64 if wide else torch.float32)[..., None] * frequencies
+        return Rotary(angles.cos().float() * scale, angles.sin().float() * scale)
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = x_TD.float()
