@@ -13,7 +13,7 @@ from fourbee.kernels.attention_pattern import (
     variant_table,
 )
 from fourbee.kernels.operations import FloatArray, IntArray
-from fourbee.kernels.paged_cache import PagedCache
+from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
 
 # Scores that exist at a time (64 MB).
 _MOST_SCORES = 1 << 24
@@ -56,12 +56,12 @@ class NumpyPages:
             self.array[pages, layer, part, :, positions % PAGE_KEYS] = rows
 
     def load(self, cache: PagedCache, layer: int, part: int, end: int) -> FloatArray:
-        """Keys (part 0) or values (1) of the first `end` positions, `[G, end, K]`."""
+        """Keys (part 0) or values (1) of `held_positions(cache, end)`, `[G, S, K]`."""
         table = np.array(cache.pages[: -(-end // PAGE_KEYS)], dtype=np.int64)
-        pages = np.maximum(table, 0)  # what was dropped is not read
+        pages = table[table != DROPPED]
         rows: FloatArray = self.array[pages, layer, part].transpose(1, 0, 2, 3)
         joined: FloatArray = rows.reshape(len(rows), -1, rows.shape[-1])
-        return joined[:, :end]
+        return joined[:, : joined.shape[1] - (-end % PAGE_KEYS)]
 
 
 class NumpyAttention:
@@ -95,11 +95,13 @@ class NumpyAttention:
             if self._slopes is None and isinstance(pattern, Causal):
                 _attend(query_QTHK[0, rows], keys_GSK, values_GSK, context_THK[rows])
             else:
-                seen_by = variant_table(pattern, start, count)
-                query = query_QTHK[:, rows]
+                positions = held_positions(cache, end)
+                seen_by = variant_table(pattern, start, count, positions)
+                distances = np.arange(start, end)[:, None] - positions
                 _attend_pattern(
-                    query, keys_GSK, values_GSK, seen_by, self._slopes, context_THK[rows]
-                )
+                    query_QTHK[:, rows], keys_GSK, values_GSK, seen_by, distances, self._slopes,
+                    context_THK[rows],
+                )  # fmt: skip
             if layer == pool.array.shape[1] - 1:
                 cache.length = end
             row += count
@@ -137,12 +139,13 @@ def _attend_pattern(
     keys_GSK: FloatArray,
     values_GSK: FloatArray,
     variants_TS: IntArray,
+    distances_TS: IntArray,
     slopes_H: FloatArray | None,
     out_THK: FloatArray,
 ) -> None:
     """Attention of rows to the keys that `variants_TS` gives a variant, one row at a time."""
     _, count, num_heads, head_dim = query_QTHK.shape
-    groups, length, _ = keys_GSK.shape
+    groups = len(keys_GSK)
     scale = np.float32(head_dim**-0.5)
     for row in range(count):
         seen = np.flatnonzero(variants_TS[row] >= 0)
@@ -153,7 +156,7 @@ def _attend_pattern(
             its = variants_TS[row, seen] == variant
             scores[..., its] = query_QGHK[variant] @ keys_GNK[:, its].transpose(0, 2, 1)
         if slopes_H is not None:
-            distances = (length - count + row - seen).astype(np.float32)
+            distances = distances_TS[row, seen].astype(np.float32)
             scores -= slopes_H.reshape(groups, -1, 1) * distances
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)

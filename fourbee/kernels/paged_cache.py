@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
+
 from fourbee.kernels.attention_pattern import PAGE_KEYS
-from fourbee.kernels.operations import Operations
+from fourbee.kernels.operations import IntArray, Operations
 
 # In a table, a page that the sequence's spans leave out and that is no longer held.
 DROPPED = -1
@@ -63,6 +65,14 @@ class PagedCache:
     def capacity(self) -> int:
         """Positions that fit."""
         return len(self.pages) * PAGE_KEYS
+
+
+def held_positions(cache: PagedCache, end: int) -> IntArray:
+    """Those of the first `end` positions whose pages were not dropped."""
+    pages = np.array(cache.pages[: -(-end // PAGE_KEYS)], dtype=np.int64)
+    held = np.flatnonzero(pages != DROPPED)
+    positions: IntArray = (held[:, None] * PAGE_KEYS + np.arange(PAGE_KEYS)).ravel()
+    return positions[positions < end]
 
 
 def own_caches(

@@ -20,8 +20,8 @@ from fourbee.kernels.attention_pattern import (
     Causal,
     variant_table,
 )
-from fourbee.kernels.operations import FloatArray
-from fourbee.kernels.paged_cache import PagedCache
+from fourbee.kernels.operations import FloatArray, IntArray
+from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
 
 
 class TorchPages:
@@ -78,10 +78,11 @@ class TorchPages:
             self.tensor[pages, layer, part, :, positions % PAGE_KEYS] = rows
 
     def load(self, cache: PagedCache, layer: int, part: int, end: int) -> Tensor:
-        """Keys (part 0) or values (1) of the first `end` positions, `[G, end, K]`."""
-        table = self._table(cache)[: -(-end // PAGE_KEYS)].clamp(min=0)  # the dropped is not read
+        """Keys (part 0) or values (1) of `held_positions(cache, end)`, `[G, S, K]`."""
+        table = self._table(cache)[: -(-end // PAGE_KEYS)]
         pages_GPSK = self.tensor[:, layer, part].transpose(0, 1)
-        return pages_GPSK.index_select(1, table).flatten(1, 2)[:, :end]
+        rows_GSK = pages_GPSK.index_select(1, table[table != DROPPED]).flatten(1, 2)
+        return rows_GSK[:, : rows_GSK.shape[1] - (-end % PAGE_KEYS)]
 
     def _table(self, cache: PagedCache) -> Tensor:
         return torch.tensor(cache.pages, dtype=torch.int64, device=self.tensor.device)
@@ -119,8 +120,11 @@ class CachedAttention:
             if self.slopes is None and isinstance(pattern, Causal):
                 attended_HTK = _attend(query_QHTK[0], keys_GSK, values_GSK)
             else:
+                positions_S = held_positions(cache, end)
+                seen_by = variant_table(pattern, start, count, positions_S)
+                distances = np.arange(start, end)[:, None] - positions_S
                 attended_HTK = _attend_pattern(
-                    query_QHTK, keys_GSK, values_GSK, pattern, self.slopes
+                    query_QHTK, keys_GSK, values_GSK, seen_by, distances, self.slopes
                 )
             context[rows] = attended_HTK.transpose(0, 1)
             if layer == pool.tensor.shape[1] - 1:
@@ -152,26 +156,25 @@ def _attend_pattern(
     query_QHTK: Tensor,
     keys_GSK: Tensor,
     values_GSK: Tensor,
-    pattern: AttentionPattern,
+    seen_by: IntArray,
+    distances: IntArray,
     slopes: FloatArray | None,
 ) -> Tensor:
-    """Attention of the last rows of a sequence to what they see of it: `[H, T, K]`.
+    """Attention of rows to the keys that `seen_by` `[T, S]` gives a variant: `[H, T, K]`.
 
     Every variant scores every key, and each score is taken from the variant that its key asks for.
     """
-    _, num_heads, count, head_dim = query_QHTK.shape
+    _, num_heads, _, head_dim = query_QHTK.shape
     share = num_heads // keys_GSK.shape[0]
     keys = keys_GSK.repeat_interleave(share, dim=0).float()
     values = values_GSK.repeat_interleave(share, dim=0).float()
-    start = keys.shape[1] - count
-    variants_TS = torch.from_numpy(variant_table(pattern, start, count)).to(keys.device)
+    variants_TS = torch.from_numpy(seen_by).to(keys.device)
     scale: float = head_dim**-0.5
     scores_QHTS = (query_QHTK.float() * scale) @ keys.transpose(1, 2)
     chosen = variants_TS.clamp(min=0).expand(1, num_heads, -1, -1)
     scores_HTS = scores_QHTS.gather(0, chosen)[0]
     if slopes is not None:
-        positions = torch.arange(start + count, device=keys.device)
-        distances_TS = positions[start:, None] - positions
+        distances_TS = torch.from_numpy(distances).to(keys)
         scores_HTS = scores_HTS - torch.from_numpy(slopes).to(keys)[:, None, None] * distances_TS
     weights_HTS = scores_HTS.masked_fill(variants_TS < 0, -torch.inf).softmax(-1)
     return (weights_HTS @ values).to(query_QHTK.dtype)
