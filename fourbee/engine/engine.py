@@ -120,6 +120,11 @@ class Engine:
         """UsageError for a request that `add` would refuse for what it asks. Changes nothing."""
         _check_prompt(request.prompt_ids, self.vocab_size)
         _check_params(request, self.vocab_size)
+        if request.attention not in self._modes:
+            raise UsageError(
+                f"attention = {request.attention!r}: expected one of {', '.join(self._modes)}",
+                parameter="attention",
+            )
         length, limit = len(request.prompt_ids), self.limit(request.attention)
         max_tokens = request.params.max_tokens
         if length >= limit:

@@ -64,7 +64,7 @@ class ChatJob:
         if model.chat_format is None:
             raise UsageError(f"{model.name} has no chat template: use /v1/completions", "messages")
         prompt = model.chat_format.encode(template_messages(request.messages), tools)
-        check_length(model, prompt, max_tokens)
+        check_length(model, request, prompt, max_tokens)
         params = sampling_params(model, request, max_tokens, _num_top_logprobs(request))
         requests = engine_requests([prompt], params, request, owner)
         answers = [Answer(index, one, model.tokenizer) for index, one in enumerate(requests)]

@@ -62,7 +62,7 @@ class CompletionJob:
             )
         prompts = _prompts(model.tokenizer, request)
         for prompt in prompts:
-            check_length(model, prompt, max_tokens)
+            check_length(model, request, prompt, max_tokens)
         only_prompt = max_tokens == 0
         scored = bool(request.echo) and request.logprobs is not None
         params = sampling_params(

@@ -140,8 +140,15 @@ def check_stream_options(request: GenerationRequest) -> None:
         raise UsageError("stream_options: expected only with stream = true", "stream_options")
 
 
-def check_length(model: ServedModel, prompt: Sequence[int], max_tokens: int | None) -> None:
-    """ApiError 400 when prompt and answer do not fit into the context together."""
+def check_length(
+    model: ServedModel, request: GenerationRequest, prompt: Sequence[int], max_tokens: int | None
+) -> None:
+    """ApiError 400 when prompt and answer do not fit into the context together.
+
+    What other attention than dense allows, the engine knows.
+    """
+    if request.attention not in (None, "dense"):
+        return
     if len(prompt) + max(1, max_tokens or 1) > model.max_context:
         raise context_length_exceeded(len(prompt), max_tokens or 1, model.max_context)
 
@@ -202,7 +209,8 @@ def engine_requests(
     return [
         Request(
             new_id("req_"), tuple(prompt), params.for_choice(choice), prompt_logprobs,
-            priority=request.priority or 0, namespace=owner, context_id=request.context_id,
+            priority=request.priority or 0, namespace=owner,
+            attention=request.attention or "dense", context_id=request.context_id,
         )
         for prompt in prompts
         for choice in range(num_choices)

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fourbee.model.attention_modes import ModeName
+
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
@@ -83,6 +85,11 @@ class GenerationRequest(Wire):
     context_id: ContextId | None = Field(
         None,
         description=f"a name of 1 to {MAX_CONTEXT_ID} characters for the conversation that goes on",
+    )
+
+    attention: ModeName | None = Field(
+        None,
+        description='"dense", "dual-chunk" (beyond the trained length) or "streaming" (a window)',
     )
 
     # Without effect on the answer.

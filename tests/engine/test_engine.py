@@ -402,3 +402,53 @@ def test_prompt_logprobs_and_ids_are_checked(engine, error_of) -> None:
     engine.add(Request("a", (1,), GREEDY))
     message, _ = error_of(engine.add, Request("a", (1,), GREEDY))
     assert message == "id = 'a': another request with this id is living"
+
+
+def test_streaming_goes_on_for_ever_in_a_few_pages(weights, ops) -> None:
+    settings = EngineSettings(kv_pages=8, window=100, max_step_tokens=90)
+    engine = Engine(weights, ops, settings=settings)
+    text, params = prompt(1, 1500), dataclasses.replace(GREEDY, max_tokens=300)
+    engine.add(Request("a", text, params, attention="streaming"))
+    engine.add(Request("b", text, params, attention="streaming"))
+    most, events = 0, []
+    while engine.has_work:
+        events += engine.step()
+        most = max(most, engine.pages.referenced)
+        engine.check_pages()
+    assert most <= 8 and engine.pages.free == 8
+    assert tokens_of(events, "a") == tokens_of(events, "b")
+    assert ends_of(events, "a") == [Finished("a", "length")]
+    # Short texts are those of dense attention.
+    short = Request("s", text[:50], GREEDY, attention="streaming")
+    engine.add(short)
+    assert tokens_of(drain(engine), "s") == answer(Engine(weights, ops), text[:50], GREEDY)
+
+
+def test_dual_chunks_go_beyond_the_trained_length(weights, ops) -> None:
+    engine = Engine(weights, ops, settings=EngineSettings(kv_pages=20))
+    text = prompt(1, 700)
+    engine.add(Request("a", text, GREEDY, attention="dual-chunk"))
+    events = drain(engine)
+    assert len(tokens_of(events, "a")) == 24
+    # Its keys are not those of dense attention: nothing is shared.
+    engine.add(Request("b", text[:200], GREEDY))
+    [end] = [event for event in drain(engine) if isinstance(event, Finished)]
+    assert end.cached_tokens == 0
+    engine.add(Request("c", text, GREEDY, attention="dual-chunk"))
+    again = drain(engine)
+    assert tokens_of(again, "c") == tokens_of(events, "a")
+    assert next(e for e in again if isinstance(e, Finished)).cached_tokens == 699
+    engine.check_pages()
+
+
+def test_what_an_attention_cannot_hold_is_refused_with_the_numbers(weights, ops, error_of) -> None:
+    engine = Engine(weights, ops, settings=EngineSettings(kv_pages=3))
+    assert engine.context_length == 192
+    long = Request("a", prompt(1, 192), GREEDY)
+    assert "context is 192" in error_of(engine.add, long)[0]
+    beyond = dataclasses.replace(long, attention="dual-chunk")
+    assert "context is 192" in error_of(engine.add, beyond)[0]
+    other = dataclasses.replace(long, attention="sideways")
+    assert error_of(engine.add, other) == (
+        "attention = 'sideways': expected one of dense, dual-chunk, streaming", "attention",
+    )  # fmt: skip
