@@ -16,6 +16,7 @@ from fourbee.benchmarks.work import Rate, Work
 if TYPE_CHECKING:
     from fourbee.benchmarks.lasting import Lasting
     from fourbee.benchmarks.outside import Outside
+    from fourbee.benchmarks.streaming import Streaming
 
 Results = Mapping[Work, Mapping[str, Rate]]
 
@@ -155,6 +156,23 @@ def lasting_table(found: Lasting) -> str:
     ]
     size, seconds = found.written_bytes / 1e9, found.write_seconds
     lines += ["", f"Written: {size:.2f} GB in {seconds:.1f} s ({size / seconds:.1f} GB/s)."]
+    return "\n".join(lines) + "\n"
+
+
+def streaming_table(found: Streaming) -> str:
+    """A tenth of the text a row."""
+    lines = [
+        "| tokens read | perplexity of the last tenth | pages in use | RssAnon |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {found.tokens * (number + 1) // len(found.tenths):,} | {one.perplexity:.4f} | "
+        f"{one.pages} | {one.memory_bytes / 1e6:,.0f} MB |"
+        for number, one in enumerate(found.tenths)
+    ]
+    rate = found.tokens / found.seconds
+    lines += ["", f"Window of {found.window:,} positions; the last tenth's perplexity is "
+              f"{100 * found.drift:+.2f}% of the first's; {rate:,.0f} tokens/s."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
 
 if TYPE_CHECKING:
@@ -224,6 +225,28 @@ def lasting(
     found = measure_lasting(shape, tokens, threads, console.print)
     about = {"kind": "lasting", "shape": shape, "tokens": tokens, "quantize": "int4"}
     _tell(about | asdict(found), lasting_table(found), output)
+
+
+@bench_app.command()
+def streaming(
+    model: Model = None,
+    tokens: Annotated[int, typer.Option(min=10_000, help="Of the text.")] = 1_000_000,
+    window: Annotated[int, typer.Option(min=64, help="Positions that a row sees.")] = 4096,
+    output: Output = None,
+) -> None:
+    """A text without end through a window: perplexity and memory, a tenth after the other.
+
+    The text is generated samples of fourbee-mini's kind that training does not see, ten times.
+    """
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.report import streaming_table
+    from fourbee.benchmarks.streaming import measure_streaming
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_streaming(model, tokens, window, console.print)
+    about = {"kind": "streaming", "model": model or "fourbee-mini", "drift": found.drift}
+    _tell(about | asdict(found), streaming_table(found), output)
 
 
 def _version(python: str, module: str) -> str:
