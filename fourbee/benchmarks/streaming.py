@@ -1,8 +1,9 @@
 """A text without end through a window: whether the model holds, and whether memory does.
 
 Tokens of generated samples are read with streaming attention, and the same again, ten times; each
-is scored by what was before it, and no window reaches back to the time before. Told are the perplexity of each tenth of the text, and after it the pages in
-use and the process's memory. Scores are summed as they come, as a server would forget them.
+is scored by what was before it, and no window reaches back to the time before. Told are the
+perplexity of each tenth of the text, and after it the pages in use and the process's memory. Scores
+are summed as they come, as a server would forget them.
 """
 
 from __future__ import annotations
