@@ -63,9 +63,9 @@ class StoreIndex:
             [version] = self._db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_TABLE} COMMIT;")
-            elif version != _FORMAT or self._db.execute("PRAGMA quick_check(1)").fetchone() != (
-                "ok",
-            ):
+                return
+            [found] = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if version != _FORMAT or found != "ok":
                 raise _damage("damaged, or of another version")
         except BaseException:
             self._db.close()

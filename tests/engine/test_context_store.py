@@ -278,7 +278,8 @@ def test_a_page_under_the_name_of_a_context_is_a_miss(opened, folder, told) -> N
     assert store.recall("chat", "") is None and len(told()) == 1
 
 
-def test_verify_reads_everything_and_says_what_went(opened, folder, told) -> None:
+def test_verify_reads_everything_and_says_what_went(opened, folder, told, monkeypatch) -> None:
+    uses(monkeypatch)(100.0)
     store = opened()
     put(store, LONG)
     store.remember("chat", "", ROOT, (1, 2, 3))
@@ -294,6 +295,7 @@ def test_verify_reads_everything_and_says_what_went(opened, folder, told) -> Non
         ["0" * 64, good[0].stem, good[1].stem]
     )
     assert len(told()) == 3 and agrees(folder)
+    assert set(indexed(folder, "used").values()) == {100.0}
     assert (folder / "notes.txt").exists() and store.verify().bad == ()
 
 
@@ -358,13 +360,14 @@ def test_nothing_but_the_index_is_lost_with_the_index(
     if not open_meanwhile:
         store = opened()
     assert stored(store, LONG) == [True] * 8 and store.recall("chat", "alice") is not None
-    put(store, pages_of(text("more", 2)), "bob")
-    if open_meanwhile:  # what it takes to notice may take the next opening
+    more = pages_of(text("more", 2))
+    put(store, more, "bob")
+    if open_meanwhile:
+        put(store, more, "bob")  # the first time may have found that it is damaged
         store.close()
-        store = opened(10**9)
-    assert agrees(folder) and len(indexed(folder)) == (
-        10 + 1 if not told() else len(indexed(folder))
-    )
+        store = opened()  # one that is overwritten in its place may be found so only now
+    assert stored(store, more) == [True] * 2
+    assert agrees(folder) and len(indexed(folder)) == 8 + 2 + 1
     [context] = store.contexts()
     assert (context.pages, context.pages_of_all, context.namespace) == (8, 8, "alice")
     assert store.prune(namespace="alice").pages == 8
@@ -383,6 +386,24 @@ def test_an_index_that_another_process_replaced_is_opened_anew(opened, folder) -
     put(two, pages_of(text("still more", 2)))
     two.close()
     assert agrees(folder) and len(indexed(folder)) == 12
+
+
+def test_an_index_found_damaged_meanwhile_is_opened_anew(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, LONG[:4])
+    (folder / "index.sqlite").write_bytes(b"garbage" * 1000)
+
+    def damaged(*_: object) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_index.StoreIndex, "touch", damaged)
+        put(store, LONG)
+    assert told() == [f"context store {folder}: database disk image is malformed (told once)"]
+    put(store, LONG)
+    assert stored(store, LONG) == [True] * 8 and agrees(folder)
 
 
 def test_the_time_of_last_use_is_the_files_where_the_index_is_lost(opened, folder) -> None:
