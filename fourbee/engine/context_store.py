@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _SPARE = 20  # of a full store a twentieth is freed at once
+_PRUNED = 100  # files that are removed in one transaction
 _TOLD = (OSError, sqlite3.Error, CapacityError)  # are told in the log and fail no request
 _USES, _USE_SECONDS = 1000, 30.0  # uses are noted together: so many, or after so long
 
@@ -78,7 +79,7 @@ class ContextStore:
         self._told: set[tuple[type, int]] = set()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._index = self._open_index()
+            self._index = open_index(self.folder, self._reconcile)
             with self._transaction() as index:
                 self._make_room(index, 0, b"")
         except (OSError, sqlite3.Error) as error:
@@ -170,9 +171,15 @@ class ContextStore:
         token ids, the pages that no other context begins with, and what follows those. to_bytes:
         only until the store is no larger, the least recently used first. Raises FourbeeError.
         """
-        with self._reporting(), self._transaction() as index:
-            going = chosen(self.folder, index.rows(), older_than, namespace, context_id)
-            return remove(self.folder, index, going, to_bytes)
+        gone = Pruned(0, 0, 0)
+        with self._reporting():
+            with self._transaction() as index:
+                going = chosen(self.folder, index.rows(), older_than, namespace, context_id)
+            while going:  # a few at a time: others wait meanwhile
+                with self._transaction() as index:
+                    gone += remove(self.folder, index, going[:_PRUNED], to_bytes)
+                del going[:_PRUNED]
+        return gone
 
     def verify(self) -> Verified:
         """Reads every file, removes those that are damaged, and makes the index agree."""
@@ -275,13 +282,11 @@ class ContextStore:
         """The index, opened again where it was lost or replaced."""
         if not self._index.is_current:
             self._index.close()
-            self._index = self._open_index()
+            self._index = open_index(self.folder, self._reconcile)
         return self._index
 
-    def _open_index(self) -> StoreIndex:
-        with open_index(self.folder) as index:
-            reconcile(self.folder, index)
-            return index
+    def _reconcile(self, index: StoreIndex) -> None:
+        reconcile(self.folder, index)
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import shutil
 import sqlite3
 import stat
@@ -315,9 +316,9 @@ def other_version(folder: Path) -> None:
 
 def wrong_rows(folder: Path) -> None:
     database = sqlite3.connect(folder / "index.sqlite")
-    database.execute("UPDATE files SET size = size + 1000000000 WHERE context IS NULL")
-    database.execute("DELETE FROM files WHERE context IS NOT NULL")
-    database.execute("INSERT INTO files VALUES (x'00', x'01', x'', NULL, 64, 5000, 1.0)")
+    database.execute("UPDATE files SET size = size + 1000000000 WHERE NOT is_context")
+    database.execute("DELETE FROM files WHERE is_context")
+    database.execute("INSERT INTO files VALUES (x'00', x'01', x'', 0, 5000, 1.0)")
     database.commit()
     database.close()
 
@@ -372,6 +373,24 @@ def test_nothing_but_the_index_is_lost_with_the_index(
     assert (context.pages, context.pages_of_all, context.namespace) == (8, 8, "alice")
     assert store.prune(namespace="alice").pages == 8
     assert stored(store, LONG) == [False] * 8 and agrees(folder)
+
+
+def test_an_index_with_any_bit_flipped_costs_nothing(opened, folder) -> None:
+    store = opened()
+    filled(store)
+    store.close()
+    whole_index, drawn = (folder / "index.sqlite").read_bytes(), random.Random(5)
+    for _ in range(150):
+        damaged = bytearray(whole_index)
+        for _ in range(drawn.choice([1, 1, 20])):
+            damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)
+        (folder / "index.sqlite").write_bytes(damaged)
+        store = ContextStore(folder, 12 * FILE_BYTES)
+        assert stored(store, LONG) == [True] * 8 and store.recall("chat", "alice") is not None
+        assert [context.pages for context in store.contexts()] == [8]
+        assert store.prune(namespace="nobody").bytes == 0
+        store.close()
+        assert agrees(folder)
 
 
 def test_an_index_that_another_process_replaced_is_opened_anew(opened, folder) -> None:
