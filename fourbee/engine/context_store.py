@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +78,7 @@ class ContextStore:
         self._used: dict[bytes, float] = {}
         self._noted = time.monotonic()
         self._told: set[tuple[type, int]] = set()
+        self._damaged: list[str] = []
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._index = open_index(self.folder, self._reconcile)
@@ -182,12 +184,17 @@ class ContextStore:
         return gone
 
     def verify(self) -> Verified:
-        """Reads every file, removes those that are damaged, and makes the index agree."""
+        """Reads every file, removes those that are damaged, and makes the index agree.
+
+        What was found damaged when the store was opened is told too. Raises FourbeeError.
+        """
         with self._reporting():
             verified = verify_files(self.folder)
             with self._lock:
-                reconcile(self.folder, self._current(), thorough=True)
-            return verified
+                self._damaged += verified.bad
+                self._reconcile(self._current(), thorough=True)
+                bad, self._damaged = tuple(self._damaged), []
+            return replace(verified, bad=bad)
 
     def close(self) -> None:
         """Notes the last uses and ends."""
@@ -285,8 +292,8 @@ class ContextStore:
             self._index = open_index(self.folder, self._reconcile)
         return self._index
 
-    def _reconcile(self, index: StoreIndex) -> None:
-        reconcile(self.folder, index)
+    def _reconcile(self, index: StoreIndex, thorough: bool = False) -> None:
+        self._damaged += reconcile(self.folder, index, thorough=thorough)
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

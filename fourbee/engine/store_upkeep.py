@@ -72,7 +72,7 @@ class Verified:
     pages: int
     contexts: int
     bytes: int
-    bad: tuple[str, ...]  # names of files that were removed, and why
+    bad: tuple[str, ...]  # names of damaged files that were removed, and why
 
 
 def index_row(head: FileHead, size: int, used: float) -> IndexRow:
@@ -81,14 +81,15 @@ def index_row(head: FileHead, size: int, used: float) -> IndexRow:
     return IndexRow(head.key, head.parent, text_bytes(head.namespace), is_context, size, used)
 
 
-def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> None:
+def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> list[str]:
     """Takes in what the index does not know and forgets what is gone.
 
-    After a crash, a lost index, or files removed by hand. `thorough`: what it knows is read again
-    too. Damaged heads go, and files that lost their writer. Raises OSError, sqlite3.Error.
+    After a crash, a lost index, or files removed by hand. `thorough`: heads that it knows are read
+    again too. Files with damaged heads go, and are returned as in `Verified`; so do those that lost
+    their writer. Raises OSError, sqlite3.Error.
     """
     known = {row.key: row for row in index.rows()}
-    found, changed = set(), []
+    found, changed, bad = set(), [], []
     for entry, status in _entries(folder):
         if entry.name.startswith(TEMPORARY[0]) and entry.name.endswith(TEMPORARY[1]):
             if status.st_mtime < time.time() - _ABANDONED_SECONDS:
@@ -106,12 +107,14 @@ def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> Non
                 continue
             except DamagedFileError as error:
                 remove_damaged(path, error)
+                bad.append(f"{path.name}: {error}")
                 continue
             changed.append(index_row(head, status.st_size, row.used if row else status.st_mtime))
         found.add(key)
     with index.transaction():
         index.add(changed)
         index.remove(known.keys() - found)
+    return bad
 
 
 def removal_order(rows: Iterable[IndexRow]) -> list[tuple[IndexRow, float]]:
@@ -209,7 +212,7 @@ def verify_files(folder: Path) -> Verified:
         except FileNotFoundError:
             continue
         except DamagedFileError as error:
-            remove_damaged(path, error)
+            path.unlink(missing_ok=True)
             bad.append(f"{path.name}: {error}")
             continue
         size += status.st_size

@@ -295,9 +295,11 @@ def test_verify_reads_everything_and_says_what_went(opened, folder, told, monkey
     assert [line.split(".page: ")[0] for line in sorted(verified.bad)] == sorted(
         ["0" * 64, good[0].stem, good[1].stem]
     )
-    assert len(told()) == 3 and agrees(folder)
+    assert not told() and agrees(folder)
     assert set(indexed(folder, "used").values()) == {100.0}
     assert (folder / "notes.txt").exists() and store.verify().bad == ()
+    good[2].write_bytes(b"damaged")
+    assert [line[:64] for line in opened().verify().bad] == [good[2].stem]
 
 
 # The index is made anew from the files.
@@ -380,7 +382,7 @@ def test_an_index_with_any_bit_flipped_costs_nothing(opened, folder) -> None:
     filled(store)
     store.close()
     whole_index, drawn = (folder / "index.sqlite").read_bytes(), random.Random(5)
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(whole_index)
         for _ in range(drawn.choice([1, 1, 20])):
             damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)

