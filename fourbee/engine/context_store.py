@@ -82,11 +82,11 @@ class ContextStore:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._index = open_index(self.folder, self._reconcile)
-            with self._transaction() as index:
-                self._make_room(index, 0, b"")
         except (OSError, sqlite3.Error) as error:
             reason = "not a folder" if self.folder.is_file() else _reason(error)
             raise UsageError(f"--context-store {folder}: {reason}", "context_store") from None
+        with self._telling(), self._transaction() as index:
+            self._make_room(index, 0, b"")
 
     def get(self, key: bytes, parent: bytes, token_ids: Sequence[int]) -> bytes | None:
         """The page of these tokens after `parent`, verified; None where there is none."""

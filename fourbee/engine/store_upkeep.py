@@ -103,7 +103,7 @@ def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> lis
             path = Path(entry.path)
             try:
                 head = read_head(path)
-            except FileNotFoundError:
+            except OSError:  # gone meanwhile, or another user's
                 continue
             except DamagedFileError as error:
                 remove_damaged(path, error)
@@ -268,7 +268,8 @@ def _entries(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                yield entry, entry.stat()
+                if entry.is_file():
+                    yield entry, entry.stat()
 
 
 def _path(folder: Path, row: IndexRow) -> Path:

@@ -248,6 +248,37 @@ def test_a_damaged_page_is_a_miss_and_goes(opened, folder, told, what) -> None:
     assert stored(store, LONG) == [True] * 8 and not told()
 
 
+def test_a_page_that_the_disk_cannot_read_is_damaged(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, [FIRST])
+    with monkeypatch.context() as patch:
+        patch.setattr("fourbee.engine.stored_file._read_head", fails(errno.EIO))
+        assert get(store, FIRST) is None
+    path = folder / f"{FIRST.key.hex()}.page"
+    assert told() == [f"context store: {path}: damaged, removed: the disk cannot read it"]
+    put(store, [FIRST])
+    assert get(store, FIRST) == FIRST.data
+
+
+def test_a_page_that_may_not_be_read_is_a_miss_and_stays(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, [FIRST])
+    with monkeypatch.context() as patch:
+        patch.setattr("fourbee.engine.stored_file._read_head", fails(errno.EACCES))
+        assert get(store, FIRST) is None and get(store, FIRST) is None
+    assert told() == [f"context store {folder}: Permission denied (told once)"]
+    assert get(store, FIRST) == FIRST.data
+
+
+def test_what_only_has_the_name_of_a_page_is_left_alone(opened, folder, told) -> None:
+    put(opened(), LONG)
+    odd = folder / f"{'1' * 64}.page"
+    odd.mkdir()
+    store = opened(3 * FILE_BYTES)
+    assert store.verify().bad == () and odd.is_dir() and not told()
+    assert store.prune().pages == 2 and odd.is_dir()
+
+
 def test_a_damaged_context_is_forgotten(opened, folder, told) -> None:
     store = opened()
     store.remember("chat", "", ROOT, (1, 2, 3))
