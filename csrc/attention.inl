@@ -26,16 +26,34 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 #include "attention_int8.inl"
 #include "attention_int4.inl"
 
+// Whether pages hold these numbers as finite ones.
+bool fits(const PageLayout& layout, const float* x) {
+  const float most = layout.kind == Kind::int4   ? 65520.0f      // from here on float16 rounds to infinity
+                     : layout.kind == Kind::bf16 ? 0x1.ffp127f  // and bfloat16
+                                                 : std::numeric_limits<float>::infinity();
+  uint32_t below_most = 0xffff;
+  for (int64_t d = 0; d < layout.head_dim; d += 16) below_most &= below(abs(load(x + d)), all(most));
+  return below_most == 0xffff;
+}
+
+// A value that is not finite makes its key NaN and is 0 itself: NaN reaches the rows that see the key, and no other, as
+// the weights of keys unseen are 0, and 0 times infinity would be NaN.
 void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, int64_t position,
                 const float* key, const float* value) {
-  for (int64_t head = 0; head < layout.heads; head++) {
+  const int64_t width = layout.head_dim, slot = position % kPageKeys;
+  for (int64_t head = 0; head < layout.heads; head++, key += width, value += width) {
     uint8_t* base = pages[position / kPageKeys] + layer * layout.layer_bytes + head * layout.head_bytes;
-    const int64_t at = head * layout.head_dim, slot = position % kPageKeys;
+    const float *k = key, *v = value;
+    std::vector<float> nan, nothing;
+    if (!fits(layout, value)) {
+      nan.assign(width, std::numeric_limits<float>::quiet_NaN()), nothing.assign(width, 0.0f);
+      k = nan.data(), v = nothing.data();
+    }
     switch (layout.kind) {
-      case Kind::f32: store_head<Kind::f32>(base, slot, layout.head_dim, key + at, value + at); break;
-      case Kind::bf16: store_head<Kind::bf16>(base, slot, layout.head_dim, key + at, value + at); break;
-      case Kind::int4: store_head_int4(base, slot, layout.head_dim, layout.group, key + at, value + at); break;
-      default: store_head_int8(base, slot, layout.head_dim, key + at, value + at); break;
+      case Kind::f32: store_head<Kind::f32>(base, slot, width, k, v); break;
+      case Kind::bf16: store_head<Kind::bf16>(base, slot, width, k, v); break;
+      case Kind::int4: store_head_int4(base, slot, width, layout.group, k, v); break;
+      default: store_head_int8(base, slot, width, k, v); break;
     }
   }
 }

@@ -84,8 +84,8 @@ struct RoundedWeights {
   int32_t start;  // -128 * sum of the integers
 };
 
-// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
-// result is their sum, lane by lane.
+// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met, and 0
+// of keys unseen. The result is their sum, lane by lane.
 inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   if (seen.count() < kPageKeys) {
     float kept[kPageKeys];
@@ -96,12 +96,10 @@ inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
   partial.largest = std::max(partial.largest, largest(top));
   const F peak = all(partial.largest);
-  F total = zero();
-  for (int b = 0; b < 4; b++) {
-    lines[b] = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
-    total = add(total, lines[b]);
-  }
-  return total;
+  for (F& line : lines) line = exp(sub(line, peak));
+  if (seen.count() < kPageKeys)  // of keys unseen it is e^-87, and their values may be huge
+    for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], seen_lanes(seen, 16 * b));
+  return add(add(add(lines[0], lines[1]), lines[2]), lines[3]);
 }
 
 // Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a

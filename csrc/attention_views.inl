@@ -33,6 +33,18 @@ struct QueryRow {
   View view;
 };
 
+// Of the 16 keys of a page from `at` on, 1 for those that are seen and 0 for the others.
+inline F seen_lanes(const Seen& seen, int64_t at) {
+  struct Steps {
+    float values[3 * kPageKeys];
+    constexpr Steps() : values() {
+      for (int64_t i = kPageKeys; i < 2 * kPageKeys; i++) values[i] = 1;
+    }
+  };
+  static constexpr Steps steps;  // 0, then 1, then 0: read from where the seen keys begin, and where they end
+  return mul(load(steps.values + kPageKeys - seen.begin + at), load(steps.values + 2 * kPageKeys - seen.end + at));
+}
+
 // Keys that the row does not see get this value.
 inline void fill_unseen(float* keys, const Seen& seen, float value) {
   std::fill(keys, keys + seen.begin, value);

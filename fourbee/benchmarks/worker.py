@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from fourbee.engine.request import Request
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
+from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.native_attention import NativeCache
 from fourbee.kernels.native_ops import NativeOperations, open_native
@@ -35,12 +39,23 @@ class Bench:
     """A model that does works and says how long they took."""
 
     def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
-        self._vocabulary = weights.config.vocab_size
+        config = weights.config
+        self._vocabulary, self._context = config.vocab_size, config.max_position_embeddings
+        cache = ops.new_cache(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        )
+        assert isinstance(cache, NativeCache)
+        self._page_bytes, self._kept_bytes = cache.pool.page_bytes, 0
         self._runner = ModelRunner(weights, ops)
         self._random = np.random.default_rng(1)
 
     def seconds(self, work: Work) -> float:
-        """The time of the work alone; the depth is there before."""
+        """The time of the work alone; the depth is there before.
+
+        UsageError for more positions than the model has, CapacityError where memory holds no such
+        keys and values.
+        """
+        self._check_room(work)
         sequences = [self._sequence(work) for _ in range(work.batch)]
         started = time.perf_counter()
         if work.kind == "prefill":
@@ -54,6 +69,20 @@ class Bench:
         for sequence in sequences:
             self._runner.release(sequence, reusable=False)
         return elapsed
+
+    def _check_room(self, work: Work) -> None:
+        if work.positions > self._context:
+            raise UsageError(
+                f"{work.name}: {work.positions:,} positions; the model has {self._context:,}", "work"
+            )
+        pages = -(-(work.positions + 1) // PAGE_KEYS)
+        needed, free = work.batch * pages * self._page_bytes, free_memory_bytes()
+        if needed > free + self._kept_bytes:
+            raise CapacityError(
+                f"{work.name}: {needed / 1e9:.1f} GB of keys and values; memory has "
+                f"{free / 1e9:.1f} GB free"
+            )
+        self._kept_bytes = max(needed, self._kept_bytes)  # pages that later works use again
 
     def _sequence(self, work: Work) -> Sequence:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
@@ -87,6 +116,17 @@ def deepen(cache: NativeCache, length: int) -> None:
     cache.length = length
 
 
+def free_memory_bytes() -> int:
+    """What can be had without swapping; where the system does not say, all that there is."""
+    try:
+        found = re.search(r"MemAvailable: *([0-9]+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def loaded_model(
     model: str | None, quantize: str, threads: int | None
 ) -> tuple[Qwen3Weights, NativeOperations]:
@@ -100,7 +140,15 @@ def loaded_model(
 
 
 def main() -> None:
-    """Says that it is ready, then answers a line for a line."""
+    """Says that it is ready, then answers a line for a line; the last one may be an error."""
+    try:
+        _run()
+    except FourbeeError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="")
     parser.add_argument("--model", default=None)

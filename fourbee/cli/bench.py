@@ -39,12 +39,18 @@ Works = Annotated[
     list[str] | None,
     typer.Option("--work", help="prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH]; may be repeated."),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads of each system; default: all cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each system; default: all cores.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after one to warm up.")]
 Output = Annotated[
     Path | None, typer.Option(help="A folder for the table, the plot and the document.")
 ]
-Quantize = Annotated[Literal["none", "int8", "int4"], typer.Option(help="How weights are packed.")]
+Quantize = Annotated[
+    Literal["none", "int8", "int4"] | None,
+    typer.Option(
+        help="How weights are packed; default: as the model has them, int4 with --shape. Those of "
+        "a shape are in bfloat16 with none."
+    ),
+]
 
 
 @bench_app.command()
@@ -53,7 +59,7 @@ def offline(
         str | None, typer.Option(help="A checkpoint, GGUF file or id; default: fourbee-mini.")
     ] = None,
     shape: Shape = "",
-    quantize: Quantize = "none",
+    quantize: Quantize = None,
     work: Works = None,
     threads: Threads = None,
     rounds: Rounds = 5,
@@ -65,9 +71,15 @@ def offline(
     """
     if shape:
         from fourbee.benchmarks.shapes import shape_config
+        from fourbee.foundation.errors import UsageError
 
+        if model is not None:
+            raise UsageError(
+                f"--model {model} and --shape {shape}: expected one of them: a model, or random "
+                "weights of a shape", "shape"
+            )  # fmt: skip
         shape_config(shape)
-        quantize = "int4" if quantize == "none" else quantize
+    quantize = quantize or ("int4" if shape else "none")
     command = _ours(shape, model, quantize, threads)
     about = {"kind": "offline", "model": model or shape or "fourbee-mini", "quantize": quantize}
     _run({"fourbee": command}, work or _SHORT, rounds, output, about)
@@ -163,7 +175,9 @@ def roofline(
 @bench_app.command()
 def outside(
     shape: Shape = "0.6B",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="May be repeated.")
+    ] = None,
     threads: Threads = None,
     rounds: Rounds = 5,
     output: Output = None,
@@ -186,7 +200,9 @@ def outside(
 @bench_app.command()
 def start(
     shape: Shape = "4B",
-    context: Annotated[int, typer.Option(min=0, help="Positions to fill; 0 leaves it out.")] = 4096,
+    context: Annotated[
+        int, typer.Option(min=0, max=262_144, help="Positions to fill; 0 leaves it out.")
+    ] = 4096,
     rounds: Rounds = 3,
     output: Output = None,
 ) -> None:

@@ -151,6 +151,28 @@ def test_int4_shows_what_it_cannot_hold_in_its_own_rows_alone(rng, value) -> Non
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("name", ["causal", "dual-chunk"])
+@pytest.mark.parametrize("what", [1, 2])  # keys, values
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3.39e38])
+def test_what_is_not_finite_reaches_the_rows_that_see_it_alone(
+    rng, kind, name, what, number
+) -> None:
+    several = Sequences(rng, kind, (4, 2, 80), PATTERNS[name], np.empty(0, np.float32))
+    clean = several.attend((0, 0, 600))
+    several.rows[0][what][500, 1, 3] = number  # in the middle of a page
+    whole = several.attend((0, 0, 600))
+    assert np.isfinite(clean).all() and whole[:500].tobytes() == clean[:500].tobytes()
+    assert whole[:, :2].tobytes() == clean[:, :2].tobytes()  # the other head
+    if np.isnan(number) or (what == 2 and (np.isinf(number) or kind == "int4")):
+        seen = several.pattern.spans(0, 600)
+        sees = [any(b <= 500 < e for b, e, _ in seen.ranges[seen.offsets[i] : seen.offsets[i + 1]])
+                for i in range(600)]  # fmt: skip
+        assert np.isnan(whole[sees, 2:]).all() and np.isfinite(whole[np.logical_not(sees)]).all()
+    parts = [several.attend((0, at, n)) for at, n in ((0, 450), (450, 50), (500, 1), (501, 99))]
+    assert np.array_equal(np.concatenate(parts), whole, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
 def test_causal_spans_have_the_bits_of_plain_attention(rng, kind) -> None:
     several = Sequences(rng, kind, (4, 2, 80), Causal(), np.empty(0, np.float32))
     assert several.attend(*WHOLE).tobytes() == several.attend(*WHOLE, plain=True).tobytes()
