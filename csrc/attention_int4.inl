@@ -144,6 +144,7 @@ void add_page_int4(const NibblePage& page, int64_t first_key, const IntegerRow<V
     if (seen.count() > 0) {
       for (int b = 0; b < 4; b++) lines[m][b] = rows[m].view.score(mul(lines[m][b], all(rows[m].scale)), first_key + 16 * b);
       totals[m] = sum(running_weights(seen, lines[m], partials[m]));
+      hide_unseen(seen, lines[m]);
     } else {
       for (F& line : lines[m]) line = zero();
     }

@@ -84,8 +84,8 @@ struct RoundedWeights {
   int32_t start;  // -128 * sum of the integers
 };
 
-// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met, and 0
-// of keys unseen. The result is their sum, lane by lane.
+// Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
+// result is their sum, lane by lane. Of keys unseen e^-87: nothing in a sum, but their values may be huge (`hide_unseen`).
 inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   if (seen.count() < kPageKeys) {
     float kept[kPageKeys];
@@ -96,10 +96,12 @@ inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   const F top = max(max(lines[0], lines[1]), max(lines[2], lines[3]));
   partial.largest = std::max(partial.largest, largest(top));
   const F peak = all(partial.largest);
-  for (F& line : lines) line = exp(sub(line, peak));
-  if (seen.count() < kPageKeys)  // of keys unseen it is e^-87, and their values may be huge
-    for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], seen_lanes(seen, 16 * b));
-  return add(add(add(lines[0], lines[1]), lines[2]), lines[3]);
+  F total = zero();
+  for (int b = 0; b < 4; b++) {
+    lines[b] = exp(sub(lines[b], peak));
+    total = add(total, lines[b]);
+  }
+  return total;
 }
 
 // Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a
@@ -135,6 +137,7 @@ inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, i
   }
   out.total = sum(running_weights(seen, lines, partial));
   for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], load(page.value_scales() + 16 * b));
+  hide_unseen(seen, lines);
   const float integers = round_weights(lines, out.integers, out.factor);
   out.start = integers == integers ? -128 * int32_t(integers) : 0;
 }

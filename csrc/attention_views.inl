@@ -33,8 +33,8 @@ struct QueryRow {
   View view;
 };
 
-// Of the 16 keys of a page from `at` on, 1 for those that are seen and 0 for the others.
-inline F seen_lanes(const Seen& seen, int64_t at) {
+// Makes finite weights of a page's keys 0 where they are not seen.
+inline void hide_unseen(const Seen& seen, F (&lines)[4]) {
   struct Steps {
     float values[3 * kPageKeys];
     constexpr Steps() : values() {
@@ -42,7 +42,9 @@ inline F seen_lanes(const Seen& seen, int64_t at) {
     }
   };
   static constexpr Steps steps;  // 0, then 1, then 0: read from where the seen keys begin, and where they end
-  return mul(load(steps.values + kPageKeys - seen.begin + at), load(steps.values + 2 * kPageKeys - seen.end + at));
+  if (seen.count() == kPageKeys) return;
+  const float *begin = steps.values + kPageKeys - seen.begin, *end = steps.values + 2 * kPageKeys - seen.end;
+  for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], mul(load(begin + 16 * b), load(end + 16 * b)));
 }
 
 // Keys that the row does not see get this value.

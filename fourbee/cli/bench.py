@@ -275,7 +275,8 @@ def _tell(about: dict[str, Any], table: str, output: Path | None) -> str:
     from fourbee.benchmarks.report import described, machine
 
     about["machine"] = machine()
-    name = "-".join(str(about[key]) for key in ("kind", "shape", "model") if about.get(key))
+    named = (about.get(key) for key in ("kind", "shape", "model"))
+    name = "-".join(Path(one).name for one in named if one)  # a model may be a path
     text = json.dumps(about)
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,6 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RECORD = "download.json"  # the commit of a pulled folder, and its files' digests
 SPARE_BYTES = 100_000_000  # stay free on the disk
-_SPARE = f"{SPARE_BYTES / 1e9:.2f} GB"
 
 
 def refuse_full_disk(target: Path, size: int) -> None:
@@ -39,7 +38,7 @@ def refuse_full_disk(target: Path, size: int) -> None:
     if size + SPARE_BYTES > free:
         raise CapacityError(
             f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk, of "
-            f"which {_SPARE} stay free"
+            f"which {SPARE_BYTES / 1e9:.2f} GB are to stay free"
         )
 
 
@@ -178,7 +177,7 @@ def _check_room(repository: Repository, partial: Path) -> None:
     if needed > 0 and needed + SPARE_BYTES > free:
         raise CapacityError(
             f"model {repository.id!r}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free "
-            f"in {store()}, of which {_SPARE} stay free; free some, or set FOURBEE_HOME to another disk"
+            f"in {store()}, of which {SPARE_BYTES / 1e9:.2f} GB are to stay free; free some, or set FOURBEE_HOME to another disk"
         )
 
 
