@@ -1,7 +1,8 @@
 """What is timed: work in tokens, and systems that do it, each in a process of its own.
 
 A system is a program that answers lines of JSON: a work comes in, `{"seconds": ...}` goes out, or
-`{"error": ...}` before it ends. One works at a time, so that the threads of one do not spin beside another. Nothing here knows a model.
+`{"error": ...}` before it ends. One works at a time, so that the threads of one do not spin beside
+another. Nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Work:
             work = cls("decode", _DECODED, depth or SHORT, number)
         if work.positions > MOST_POSITIONS or work.batch > MOST_SEQUENCES:
             raise UsageError(
-                f"work = {text!r}: expected at most {MOST_POSITIONS:,} tokens with the depth, and a "
-                f"batch of at most {MOST_SEQUENCES:,}",
+                f"work = {text!r}: expected at most {MOST_POSITIONS:,} tokens with the depth, and "
+                f"a batch of at most {MOST_SEQUENCES:,}",
                 "work",
             )
         return work

@@ -41,9 +41,7 @@ class Bench:
     def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
         config = weights.config
         self._vocabulary, self._context = config.vocab_size, config.max_position_embeddings
-        cache = ops.new_cache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        )
+        cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         assert isinstance(cache, NativeCache)
         self._page_bytes, self._kept_bytes = cache.pool.page_bytes, 0
         self._runner = ModelRunner(weights, ops)
@@ -73,7 +71,8 @@ class Bench:
     def _check_room(self, work: Work) -> None:
         if work.positions > self._context:
             raise UsageError(
-                f"{work.name}: {work.positions:,} positions; the model has {self._context:,}", "work"
+                f"{work.name}: {work.positions:,} positions; the model has {self._context:,}",
+                "work",
             )
         pages = -(-(work.positions + 1) // PAGE_KEYS)
         needed, free = work.batch * pages * self._page_bytes, free_memory_bytes()

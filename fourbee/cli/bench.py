@@ -39,7 +39,9 @@ Works = Annotated[
     list[str] | None,
     typer.Option("--work", help="prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH]; may be repeated."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each system; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of each system; default: all cores.")
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after one to warm up.")]
 Output = Annotated[
     Path | None, typer.Option(help="A folder for the table, the plot and the document.")
