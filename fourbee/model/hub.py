@@ -177,8 +177,8 @@ def _check_room(repository: Repository, partial: Path) -> None:
     if needed > 0 and needed + SPARE_BYTES > free:
         raise CapacityError(
             f"model {repository.id!r}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free "
-            f"in {store()}, of which {SPARE_BYTES / 1e9:.2f} GB are to stay free; free some, or set "
-            "FOURBEE_HOME to another disk"
+            f"in {store()}, of which {SPARE_BYTES / 1e9:.2f} GB are to stay free; free some, or "
+            "set FOURBEE_HOME to another disk"
         )
 
 
