@@ -85,7 +85,7 @@ struct RoundedWeights {
 };
 
 // Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
-// result is their sum, lane by lane.
+// result is their sum, lane by lane. Of keys unseen e^-87: nothing in a sum, but their values may be huge (`hide_unseen`).
 inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   if (seen.count() < kPageKeys) {
     float kept[kPageKeys];
@@ -98,7 +98,7 @@ inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   const F peak = all(partial.largest);
   F total = zero();
   for (int b = 0; b < 4; b++) {
-    lines[b] = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
+    lines[b] = exp(sub(lines[b], peak));
     total = add(total, lines[b]);
   }
   return total;
@@ -137,6 +137,7 @@ inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, i
   }
   out.total = sum(running_weights(seen, lines, partial));
   for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], load(page.value_scales() + 16 * b));
+  hide_unseen(seen, lines);
   const float integers = round_weights(lines, out.integers, out.factor);
   out.start = integers == integers ? -128 * int32_t(integers) : 0;
 }

@@ -10,7 +10,7 @@ import numpy as np
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.kernels.operations import FloatArray, Linear
-from fourbee.kernels.packed import GROUP, PACKINGS, Kind, PackedMatrix, block_bytes
+from fourbee.kernels.packed import BLOCK_ROWS, GROUP, Kind, PackedMatrix, block_bytes
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
 
@@ -47,11 +47,14 @@ def shape_config(name: str) -> Qwen3Config:
 def random_model(
     name: str, quantize: str, threads: int | None
 ) -> tuple[Qwen3Weights, NativeOperations]:
-    """Random weights of a shape in the packing of `--quantize`, and the operations for them."""
+    """Random weights of a shape in the packing of `--quantize`, and the operations for them.
+
+    Those of "none" are in bfloat16, as published.
+    """
     config = shape_config(name)
-    ops = open_native("float32", quantize, threads)
+    ops = open_native("bfloat16" if quantize == "none" else "float32", quantize, threads)
     assert isinstance(ops, NativeOperations)
-    packing, rng = PACKINGS[quantize], np.random.default_rng(0)
+    packing, rng = ops.packing, np.random.default_rng(0)
 
     def matrix(rows: int, columns: int, kind: Kind, rotated: bool) -> Linear:
         made = random_matrix(rng, rows, columns, kind, rotated)
@@ -83,8 +86,19 @@ def random_model(
 def random_matrix(
     rng: np.random.Generator, rows: int, columns: int, kind: Kind, rotated: bool
 ) -> PackedMatrix:
-    """Random integers with one small scale: rows keep their size from layer to layer."""
-    data = rng.integers(0, 256, (-(-rows // 16), block_bytes(kind, columns, GROUP)), dtype=np.uint8)
+    """Random integers with one small scale: rows keep their size from layer to layer.
+
+    bfloat16 (kind "bf16") has random signs and fractions with one exponent instead.
+    """
+    group = 0 if kind == "bf16" else GROUP
+    shape = -(-rows // BLOCK_ROWS), block_bytes(kind, columns, group)
+    data = rng.integers(0, 256, shape, dtype=np.uint8)
+    if kind == "bf16":
+        exponent = 127 + round(np.log2(1 / (1.5 * np.sqrt(columns))))
+        words = data.view(np.uint16)
+        words &= 0x807F
+        words |= exponent << 7
+        return PackedMatrix(kind, rows, columns, group, rotated, data)
     lines = GROUP * 16 * (8 if kind == "int8" else 4) // 8
     # Integers are evenly spread, of a size of about a third of their largest.
     scale = 1.7 / (128 if kind == "int8" else 8) / np.sqrt(columns)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from fourbee.benchmarks.shapes import random_model, weight_bytes
 from fourbee.benchmarks.work import Work
 from fourbee.engine.checkpoint import open_checkpoint
-from fourbee.engine.model_runner import ModelRunner
+from fourbee.engine.model_runner import ModelRunner, new_storage
 from fourbee.engine.request import Request
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
+from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.model.attention_modes import DenseMode
@@ -35,14 +39,20 @@ class Bench:
     """A model that does works and says how long they took."""
 
     def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
-        self._vocabulary = weights.config.vocab_size
+        config = weights.config
+        self._vocabulary, self._context = config.vocab_size, config.max_position_embeddings
         self._weights, self._ops = weights, ops
+        self._page_bytes = new_storage(config, ops, 1).page_bytes
         self._random = np.random.default_rng(1)
 
     def seconds(self, work: Work) -> float:
-        """The time of the work alone; the depth is there before."""
-        length = work.depth + work.tokens + 1
-        pages = -(-length // PAGE_KEYS)
+        """The time of the work alone; the depth is there before.
+
+        UsageError for more positions than the model has, CapacityError where memory holds no such
+        keys and values.
+        """
+        pages = -(-(work.positions + 1) // PAGE_KEYS)
+        self._check_room(work, pages)
         self._runner = ModelRunner(self._weights, self._ops, pages * work.batch)
         sequences = [
             self._sequence(work, range(first, first + pages))
@@ -57,6 +67,19 @@ class Bench:
             for _ in range(work.tokens):
                 self._step(sequences, 1)
         return time.perf_counter() - started
+
+    def _check_room(self, work: Work, pages: int) -> None:
+        if work.positions > self._context:
+            raise UsageError(
+                f"{work.name}: {work.positions:,} positions; the model has {self._context:,}",
+                "work",
+            )
+        needed, free = work.batch * pages * self._page_bytes, free_memory_bytes()
+        if needed > free:
+            raise CapacityError(
+                f"{work.name}: {needed / 1e9:.1f} GB of keys and values; memory has "
+                f"{free / 1e9:.1f} GB free"
+            )
 
     def _sequence(self, work: Work, pages: range) -> Sequence:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
@@ -90,6 +113,17 @@ class Bench:
                 sequence.append(outcome.token.token_id)
 
 
+def free_memory_bytes() -> int:
+    """What can be had without swapping; where the system does not say, all that there is."""
+    try:
+        found = re.search(r"MemAvailable: *([0-9]+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def loaded_model(
     model: str | None, quantize: str, threads: int | None
 ) -> tuple[Qwen3Weights, NativeOperations]:
@@ -103,7 +137,15 @@ def loaded_model(
 
 
 def main() -> None:
-    """Says that it is ready, then answers a line for a line."""
+    """Says that it is ready, then answers a line for a line; the last one may be an error."""
+    try:
+        _run()
+    except FourbeeError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="")
     parser.add_argument("--model", default=None)

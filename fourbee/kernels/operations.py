@@ -104,7 +104,7 @@ class HeadResult:
     token_ids: IntArray  # [R]
     logprobs: FloatArray  # [R]
     logsumexp: FloatArray  # [R]
-    top_ids: IntArray  # [R, num_top], likeliest first
+    top_ids: IntArray  # [R, num_top], likeliest first, each id once
     top_logprobs: FloatArray  # [R, num_top]
     finite: npt.NDArray[np.bool_]  # [R]
 
