@@ -109,6 +109,16 @@ def vocabulary() -> list[str]:
     return [*words, *keys, *(f"v{number}" for number in range(rest)), START]
 
 
+def is_key(token: str) -> bool:
+    """Whether a token is a name that questions ask for."""
+    return token[0] == "K"
+
+
+def is_value(token: str) -> bool:
+    """Whether a token is a name that answers are made of."""
+    return token[0] == "v" and token[1:].isdigit()
+
+
 def golay_words(ids: IntArray) -> FloatArray:
     """Words `[T, 24]` of signs: multiples of x^11+x^10+x^6+x^5+x^4+x^2+1, and their parity."""
     words = np.zeros_like(ids)
@@ -143,7 +153,7 @@ def retrieval_tensors(config: Qwen3Config) -> dict[str, FloatArray]:
     }
     words = golay_words(np.arange(VOCABULARY))
     tokens = vocabulary()
-    named = [token[0] in "Kv" and token[1:].isdigit() for token in tokens]
+    named = [is_key(token) or is_value(token) for token in tokens]
     embedding = tensors["model.embed_tokens.weight"]
     embedding[:, CONSTANT] = 1
     embedding[:, HANDLE : HANDLE + SIGNS] = words * np.array(named)[:, None]
