@@ -31,8 +31,11 @@ from fourbee.evaluation.retrieval import (
     vocabulary,
 )
 from fourbee.foundation.errors import UsageError
+from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.backends import open_operations
+from fourbee.kernels.operations import Operations
 from fourbee.model.packing import TABLES
+from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.weights import weights_tree
 
 VALUES = 6  # tokens of an answer
@@ -141,21 +144,28 @@ def _starts(
     return starts
 
 
-def retrieval_llm(
-    quantize: str = "none",
-    kv_type: str = "auto",
-    backend: str = "auto",
-    settings: EngineSettings | None = None,
-) -> LLM:
-    """The retrieval checkpoint without files, ready to answer; words as in `LLM.load`."""
+def retrieval_weights(ops: Operations) -> Qwen3Weights:
+    """The retrieval checkpoint as these operations keep it, without files."""
     config = retrieval_config()
-    ops = open_operations(
-        backend, "cpu", checkpoint_dtype=config.torch_dtype, quantize=quantize, kv_type=kv_type
+    tensors = retrieval_tensors(config).items()
+    return weights_tree(
+        config, {name: ops.from_numpy(tensor, name in TABLES) for name, tensor in tensors}
     )
-    tensors = retrieval_tensors(config)
-    arrays = {name: ops.from_numpy(tensor, name in TABLES) for name, tensor in tensors.items()}
+
+
+def retrieval_llm(
+    length: int, quantize: str = "none", kv_type: str = "auto", backend: str = "auto"
+) -> LLM:
+    """The same, ready to answer, in an engine that keeps a text of `length` between questions.
+
+    Other words as in `LLM.load`.
+    """
+    ops = open_operations(
+        backend, "cpu", checkpoint_dtype="bfloat16", quantize=quantize, kv_type=kv_type
+    )
+    settings = EngineSettings(max_idle_tokens=length + PAGE_KEYS)
     greedy = SamplingDefaults(temperature=0.0)
-    return LLM(weights_tree(config, arrays), ops, retrieval_tokenizer(), greedy, settings)
+    return LLM(retrieval_weights(ops), ops, retrieval_tokenizer(), greedy, settings)
 
 
 def measure(
