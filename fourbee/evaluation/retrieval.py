@@ -32,8 +32,8 @@ pairs 0 to 23, and the query a(i) (1, 0) turned back by one step, so that the sc
 which is 1 at m = n - 1 and at most 0.772 at every other distance from 0 to 262,144: pair 0 tells
 close neighbours apart (cos 1 = 0.54), and where it comes round after 44, 710, .. steps, the 23
 others do not agree. Dual-chunk attention and a window only take distances away. The scale makes
-that gap of 0.228 to 91 nats; `ln 262144` is 12.5, so that all others together weigh e^-79. Rounded
-to 4 bits (16 steps over [-1, 1] a group), keys cost 0.02 of the gap (root mean square).
+that gap of 0.228 to 91 nats; `ln 262144` is 12.5, and all others together weigh e^-91. Rounding the
+key to 8 bits, and the query, leaves 0.21 of the gap, a key of 4 bits 0.14 (16 steps over [-1, 1]).
 
 **Layer 1: the token after.** A query must find the key whose PREVIOUS is its own HANDLE, at any
 distance. Pairs 51 to 62 turn by no more than 1.21 radians in 262,144 steps; queries are turned back
@@ -222,14 +222,14 @@ def _write_layer(
     """A layer whose heads attend by `match` and copy the word at `source` to `target`."""
     prefix = f"model.layers.{layer}.self_attn."
     heads, width = config.num_attention_heads, config.head_dim
-    for name, matrix in (("q_proj", match.query), ("k_proj", match.key)):
-        tensors[f"{prefix}{name}.weight"].reshape(-1, *matrix.shape)[:] = matrix
+    for one, matrix in (("q", match.query), ("k", match.key)):
+        tensors[f"{prefix}{one}_proj.weight"].reshape(-1, *matrix.shape)[:] = matrix
     # QK-norm makes the lengths of queries and keys sqrt(K), attention divides by sqrt(K).
     name = np.zeros(config.hidden_size)
     name[CONSTANT] = name[HANDLE : HANDLE + SIGNS] = name[PREVIOUS : PREVIOUS + SIGNS] = 1
     lengths = np.linalg.norm(match.query @ name) * np.linalg.norm(match.key @ name)
-    for norm in ("q_norm", "k_norm"):
-        tensors[f"{prefix}{norm}.weight"][:] = np.sqrt(match.nats * lengths / np.sqrt(width))
+    for one in "qk":
+        tensors[f"{prefix}{one}_norm.weight"][:] = np.sqrt(match.nats * lengths / np.sqrt(width))
     value = tensors[prefix + "v_proj.weight"].reshape(-1, width, config.hidden_size)
     output = tensors[prefix + "o_proj.weight"].reshape(-1, heads, width)
     group, part = heads // len(value), SIGNS // heads

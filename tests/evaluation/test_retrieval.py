@@ -59,7 +59,41 @@ def test_the_token_before_outweighs_all_others_together() -> None:
     others = near_scores(distances)
     assert near_scores([1]) == pytest.approx(1)
     assert others.max() == pytest.approx(0.772, abs=1e-3)
-    assert np.log(np.exp(NATS_NEAR * (others - 1)).sum()) < -79
+    assert np.log(np.exp(NATS_NEAR * (others - 1)).sum()) < -91
+
+
+def rounded(values, bits) -> np.ndarray:
+    """As pages keep keys: 8 bits about zero, or 4 bits from the least of each 64 numbers on.
+
+    Of a key's dimensions only those are here that are not zero.
+    """
+    if bits == 8:
+        scale = np.abs(values).max(-1, keepdims=True) / 127
+        return np.rint(values / scale) * scale
+    halves = values.reshape(len(values), 2, -1)
+    low = np.minimum(halves.min(-1, keepdims=True), 0)
+    scale = np.maximum((np.maximum(halves.max(-1, keepdims=True), 0) - low) / 15, 1e-9)
+    return (np.rint((halves - low) / scale) * scale + low).reshape(values.shape)
+
+
+@pytest.fixture(scope="module")
+def near_keys() -> np.ndarray:
+    """Keys of layer 0 at all positions `[C, 48]`, as long as the numbers in them make them."""
+    angles = np.arange(CONTEXT)[:, None] * FREQUENCIES[:24]
+    return np.concatenate((np.cos(angles), np.sin(angles)), axis=1)
+
+
+@pytest.mark.parametrize(("bits", "gap"), [(8, 0.20), (4, 0.13)])
+def test_rounded_keys_leave_most_of_the_gap(near_keys, bits, gap) -> None:
+    keys = rounded(near_keys, bits)
+    shares = np.array([1 / 2, *[1 / 46] * 23])
+    rows = np.random.default_rng(0).integers(1, CONTEXT, 60)
+    queries = rounded(near_keys[rows - 1] * np.tile(shares, 2), 8)
+    scores = queries.astype(np.float32) @ keys.astype(np.float32).T
+    right = scores[np.arange(60), rows - 1].copy()
+    scores[np.arange(60), rows - 1] = -1
+    scores[np.arange(CONTEXT) > rows[:, None]] = -1
+    assert (right - scores.max(1)).min() > gap
 
 
 @pytest.mark.parametrize("distance", [0, 65_536, CONTEXT // 2, CONTEXT])
