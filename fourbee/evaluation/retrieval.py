@@ -162,6 +162,7 @@ def retrieval_tensors(config: Qwen3Config) -> dict[str, FloatArray]:
     embedding[start, SINK] = 1
     embedding[start, SPELLING : SPELLING + SIGNS] = words[end]
     tensors["lm_head.weight"][:, ANSWER : ANSWER + SIGNS] = words
+    # The stream of a name is 7 long in layer 0, and its norm makes that sqrt(256).
     _write_layer(tensors, config, 0, _token_before(config), HANDLE, PREVIOUS, gain=7 / 16)
     _write_layer(tensors, config, 1, _token_after(config), SPELLING, ANSWER, gain=1)
     return tensors
