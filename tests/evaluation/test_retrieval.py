@@ -17,7 +17,7 @@ from fourbee.evaluation.retrieval import (
     vocabulary,
     write_retrieval_checkpoint,
 )
-from fourbee.kernels.attention_pattern import DualChunk, PageLists, SlidingWindow
+from fourbee.kernels.attention_pattern import Causal, DualChunk, PageLists, SlidingWindow
 from fourbee.kernels.backends import native_built, open_operations
 from fourbee.kernels.numpy_ops import NumpyOperations
 from fourbee.kernels.operations import Rotary
@@ -194,24 +194,34 @@ def test_backends_agree(backend) -> None:
     assert next_best / likeliest == pytest.approx(1 / 3, abs=1e-2)
 
 
-def next_tokens(ids, pattern, rotary_of, kind) -> list[int]:
-    """The likeliest tokens after the last rows of a text that is read with a pattern."""
-    ops = open_operations("native", "cpu", "float32", kv_type=kind)
-    weights = retrieval_weights(ops)
-    config = weights.config
-    rotary = rotary_of(np.arange(len(ids)))
-    attention = ops.cached_attention([(ops.new_cache(2, 2, 128), len(ids))], [pattern])
-    hidden = ops.embed(weights.embedding, np.asarray(ids))
-    for layer, block in enumerate(weights.blocks):
-        hidden = block_forward(layer, block, config, hidden, rotary, attention, ops)
-    final = ops.norm(hidden, weights.final_norm, config.rms_norm_eps)
-    return ops.linear(final, weights.head).argmax(-1).tolist()
-
-
 def rotary(*positions_T) -> Rotary:
     return NumpyOperations().rotary(
         np.float32(FREQUENCIES), np.stack(positions_T).astype(np.int64), 1.0
     )
+
+
+class Reader:
+    """Reads a text in parts, with whatever pattern and positions, and tells what comes next."""
+
+    def __init__(self, kind) -> None:
+        self.ops = open_operations("native", "cpu", "float32", kv_type=kind)
+        self.weights = retrieval_weights(self.ops)
+        self.cache = self.ops.new_cache(2, 2, 128)
+
+    def read(self, ids, pattern, rotary_of=rotary) -> np.ndarray:
+        """The states of these tokens, which follow what was read before."""
+        ops, weights, config = self.ops, self.weights, self.weights.config
+        angles = rotary_of(self.cache.length + np.arange(len(ids)))
+        attention = ops.cached_attention([(self.cache, len(ids))], [pattern])
+        hidden = ops.embed(weights.embedding, np.asarray(ids))
+        for layer, block in enumerate(weights.blocks):
+            hidden = block_forward(layer, block, config, hidden, angles, attention, ops)
+        return ops.norm(hidden, weights.final_norm, config.rms_norm_eps)
+
+    def next_tokens(self, ids, pattern, rotary_of=rotary) -> list[int]:
+        """The likeliest token after each of these."""
+        logits = self.ops.linear(self.read(ids, pattern, rotary_of), self.weights.head)
+        return logits.argmax(-1).tolist()
 
 
 @needs_native
@@ -232,7 +242,7 @@ def test_dual_chunk_attention_finds_needles_across_chunks(kind) -> None:
     edges = [(edge * chunk - 1 - before) / room for edge, before in ((1, 1), (4, 2), (5, 5))]
     for depth in (0.0, *edges, 0.62, 1.0):
         prompt, answer = needle_prompt(length, depth, seed=3, distractors=4)
-        found = next_tokens([*prompt, *answer], DualChunk(chunk), three, kind)
+        found = Reader(kind).next_tokens([*prompt, *answer], DualChunk(chunk), three)
         assert found[len(prompt) - 1 :] == [*answer, TOKENS[END]], depth
 
 
@@ -242,7 +252,7 @@ def test_pages_of_the_question_alone_need_the_whole_text() -> None:
     ids = [*prompt, *answer]
     pages = -(-len(ids) // 64)
     lists = [(page - 1,) for page in range(pages - 2)] + [tuple(range(pages))] * 2
-    found = next_tokens(ids, PageLists(tuple(lists)), rotary, "int8")
+    found = Reader("int8").next_tokens(ids, PageLists(tuple(lists)))
     assert found[len(prompt) - 1 :] == [*answer, TOKENS[END]]
 
 
@@ -251,6 +261,21 @@ def test_a_window_finds_what_is_in_it_and_nothing_else() -> None:
     text = haystack(2048, [0.2, 0.95], seed=6)
     for question, inside in zip(text.questions, (False, True), strict=True):
         ids = [*text.prompt(question), *question.answer_ids]
-        found = next_tokens(ids, SlidingWindow(512, sinks=64), rotary, "int8")
+        found = Reader("int8").next_tokens(ids, SlidingWindow(512, sinks=64))
         expected = question.answer_ids[0] if inside else TOKENS[END]
         assert found[len(text.prompt(question)) - 1] == expected
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_questions_see_all_of_the_longest_text(kind) -> None:
+    # Hay is read with the page before its own alone, which is quick, and questions with all pages.
+    text = haystack(CONTEXT - 100, [0.0, 0.3, 0.7, 1.0], seed=7, distractors=200)
+    reader, pages = Reader(kind), CONTEXT // 64
+    near = PageLists(tuple((page - 1,) for page in range(pages)))
+    for start in range(0, len(text.token_ids), 4096):
+        reader.read(text.token_ids[start : start + 4096], near)
+    for question in text.questions:
+        asked = [*question.token_ids, *question.answer_ids]
+        assert reader.next_tokens(asked, Causal())[1:] == [*question.answer_ids, TOKENS[END]]
+    assert reader.cache.length > CONTEXT - 100
