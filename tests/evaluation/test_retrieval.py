@@ -267,9 +267,7 @@ def test_a_window_finds_what_is_in_it_and_nothing_else() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize(
-    "kind", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8", "int4"]
-)
+@pytest.mark.parametrize("kind", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8", "int4"])
 def test_questions_see_all_of_the_longest_text(kind) -> None:
     # Hay is read with the page before its own alone, which is quick, and questions with all pages.
     text = haystack(CONTEXT - 100, [0.0, 0.3, 0.7, 1.0], seed=7, distractors=200)
