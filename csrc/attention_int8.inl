@@ -105,10 +105,11 @@ inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
 }
 
 // Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a
-// weight is: the factor shows it.
+// weight is: the factor shows it. Weights by whose largest 127 cannot be divided come to nothing: e^-83 of what the row
+// has met, times a value's scale.
 inline float round_weights(const F (&lines)[4], int8_t* integers, float& factor) {
   const float most = largest(max(max(lines[0], lines[1]), max(lines[2], lines[3])));
-  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+  const F inverse = all(most > 0x1p-120f ? 127.0f / most : 0.0f);
   F added = zero();
   for (int b = 0; b < 4; b++) {
     const F rounded = round(mul(lines[b], inverse));

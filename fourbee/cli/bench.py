@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.needle import needle
 from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(
     name="bench",
-    help="Measure speed (alone, beside peers, against the machine) and what few bits cost.",
+    help="Measure speed (alone, beside peers, against the machine), what few bits cost, and long "
+    "texts.",
     no_args_is_help=True,
 )
 bench_app.command()(quality)
+bench_app.command()(needle)
 
 _WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
           "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip

@@ -31,6 +31,13 @@ Quantize = Annotated[
         "where later starts find them. Native backend only."
     ),
 ]
+KvType = Annotated[
+    str,
+    typer.Option(
+        help="What keys and values are kept in: auto (int8 beside quantised weights, else "
+        "the compute type), float32, bfloat16, int8 or int4. Native backend only."
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 = always the likeliest token. Default: the model's own."),

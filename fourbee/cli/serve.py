@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fourbee.cli.options import Backend, Model, Quantize
+from fourbee.cli.options import Backend, KvType, Model, Quantize
 
 
 def serve(
@@ -36,13 +36,7 @@ def serve(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     backend: Backend = "auto",
     quantize: Quantize = "none",
-    kv_type: Annotated[
-        str,
-        typer.Option(
-            help="What keys and values are kept in: auto (int8 beside quantised weights, else "
-            "the compute type), float32, bfloat16, int8 or int4. Native backend only."
-        ),
-    ] = "auto",
+    kv_type: KvType = "auto",
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
     from fourbee.model.hub import resolve_model
