@@ -163,7 +163,7 @@ def retrieval_llm(
     ops = open_operations(
         backend, "cpu", checkpoint_dtype="bfloat16", quantize=quantize, kv_type=kv_type
     )
-    settings = EngineSettings(max_idle_tokens=length + PAGE_KEYS)
+    settings = EngineSettings(kv_pages=length // PAGE_KEYS + 16)
     greedy = SamplingDefaults(temperature=0.0)
     return LLM(retrieval_weights(ops), ops, retrieval_tokenizer(), greedy, settings)
 

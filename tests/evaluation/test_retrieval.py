@@ -21,6 +21,7 @@ from fourbee.kernels.attention_pattern import Causal, DualChunk, PageLists, Slid
 from fourbee.kernels.backends import native_built, open_operations
 from fourbee.kernels.numpy_ops import NumpyOperations
 from fourbee.kernels.operations import Rotary
+from fourbee.kernels.paged_cache import own_cache
 from fourbee.model.qwen3 import block_forward, forward
 
 CONTEXT = 262_144
@@ -125,7 +126,7 @@ def test_the_scores_of_the_network_are_those_by_hand() -> None:
     ids = np.array(retrieval_tokenizer().encode(" ".join(words), control_tokens=True))
     ops = NumpyOperations()
     weights = retrieval_weights(ops)
-    watched = Watched(ops.cached_attention([(ops.new_cache(2, 2, 128), len(ids))]))
+    watched = Watched(ops.cached_attention([(own_cache(ops, 2, 2, 128, 300_000), len(ids))]))
     forward(weights, ids, positions, watched, ops)
     distances = positions[:, None] - positions[None]
 
@@ -185,7 +186,7 @@ def test_backends_agree(backend) -> None:
     ids = np.array([*prompt, *answer])
     ops = open_operations(backend, "cpu", "float32")
     weights = retrieval_weights(ops)
-    attention = ops.cached_attention([(ops.new_cache(2, 2, 128), len(ids))])
+    attention = ops.cached_attention([(own_cache(ops, 2, 2, 128, 300_000), len(ids))])
     hidden = forward(weights, ids, np.arange(len(ids)), attention, ops).final
     logits = np.asarray(ops.linear(hidden, weights.head))[len(prompt) - 1 :]
     assert logits.argmax(-1).tolist() == [*answer, TOKENS[END]]
@@ -206,7 +207,7 @@ class Reader:
     def __init__(self, kind) -> None:
         self.ops = open_operations("native", "cpu", "float32", kv_type=kind)
         self.weights = retrieval_weights(self.ops)
-        self.cache = self.ops.new_cache(2, 2, 128)
+        self.cache = own_cache(self.ops, 2, 2, 128, 300_000)
 
     def read(self, ids, pattern, rotary_of=rotary) -> np.ndarray:
         """The states of these tokens, which follow what was read before."""
