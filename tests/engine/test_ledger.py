@@ -234,7 +234,7 @@ def test_what_fits_is_within_the_memory_and_a_page_more_is_not(kv_type: str) -> 
     for memory in (int(random.integers(4 * GB, 30 * GB)) for _ in range(30)):
         fitted = kv_pages(setup, memory)
         free = memory - fitted.reserve - fitted.ledger.total
-        assert 0 <= free and fitted.reserve == reserve_bytes(memory)
+        assert free >= 0 and fitted.reserve == reserve_bytes(memory)
         assert free < page or fitted.pages == 16 * 262_144 // PAGE_KEYS
         assert fitted.context_length <= fitted.pages * PAGE_KEYS
         assert fitted.context_length % 1024 == 0
