@@ -1,0 +1,186 @@
+"""How long a model's work will take: the time of its parts, added up.
+
+On a CPU the parts are timed on the spot with some layers of the true widths and random weights, so
+that a 4B needs a few seconds and no file; on a named GPU they are worked out from its data sheet.
+A prediction knows nothing of other work on the machine, of queues or of prefixes that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fourbee.benchmarks.shapes import random_weights
+from fourbee.benchmarks.work import SHORT, Work
+from fourbee.engine.ledger import Setup, matrix_formats, page_bytes
+from fourbee.kernels.attention_pattern import PAGE_KEYS
+from fourbee.model.config import Qwen3Config
+from fourbee.model.packed_format import PackedFormat
+from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.weights import tensor_shapes
+
+# Rows of a prompt that are computed at a time.
+CHUNK = 512
+# Layers are timed with at least so many bytes of weights: what is in the cache is too fast.
+_LAYERS_BYTES = 96_000_000
+_LEAST_LAYERS = 3
+# Of a table (embedding, head), which only the head's time depends on, and that in proportion.
+_TABLE_BYTES = 512_000_000
+# A depth to time keys at, of all sequences of a batch together.
+_DEPTH, _DEPTHS = 4096, 32_768
+_STEPS = 16
+ROUNDS = 5
+
+Told = Callable[[int, int], None]  # works done, works in all
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Seconds of a step that writes a token for each sequence of a batch."""
+
+    batch: int
+    layer: float  # of a layer, few keys before it
+    key: float  # of one position of one sequence, in a layer
+    rest: float  # outside of the layers: embedding, head, sampling, scheduling
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of the parts of a model's work."""
+
+    chunk: float  # of a layer, for CHUNK rows of a prompt without keys before them
+    pair: float  # of a row and a key before its chunk, in a layer
+    rest: float  # of a prompt, outside of the layers
+    writing: tuple[Writing, ...]
+
+    def reading_seconds(self, layers: int, tokens: int) -> float:
+        """Until a prompt is read and its first token is there."""
+        chunks = [(start, min(CHUNK, tokens - start)) for start in range(0, tokens, CHUNK)]
+        pairs = sum(start * rows for start, rows in chunks)
+        # Few rows cost what reading the weights costs.
+        least = min((one.layer for one in self.writing), default=0.0)
+        own = sum(max(self.chunk * rows / CHUNK, least) for _, rows in chunks)
+        return layers * (own + pairs * self.pair) + self.rest
+
+    def step_seconds(self, layers: int, batch: int, depth: int) -> float:
+        """Of a step of `batch` sequences with so many positions each."""
+        [one] = (one for one in self.writing if one.batch == batch)
+        return layers * (one.layer + batch * depth * one.key) + one.rest
+
+
+def layer_products(config: Qwen3Config) -> int:
+    """Multiply-adds of one row with the matrices of a layer."""
+    hidden = config.hidden_size
+    attention = 2 * hidden * (config.query_size + config.key_value_size)
+    return attention + 3 * hidden * config.intermediate_size
+
+
+def key_bytes(setup: Setup) -> float:
+    """Of the keys and values of a position in one layer."""
+    layers = setup.config.num_hidden_layers
+    return page_bytes(setup.config, setup.kept_keys) / PAGE_KEYS / layers
+
+
+def measured_pace(
+    setup: Setup, batches: Sequence[int], threads: int | None = None, rounds: int = ROUNDS,
+    told: Told = lambda done, total: None,
+) -> Pace:  # fmt: skip
+    """Times the parts on this machine, with the native operations."""
+    from fourbee.benchmarks.worker import Bench
+    from fourbee.kernels.native_ops import NativeOperations, open_native
+
+    ops = open_native(setup.compute_type, setup.quantize, threads, setup.kept_keys)
+    assert isinstance(ops, NativeOperations)
+    sample = _sample(setup)
+    deep = random_weights(sample.config, sample.formats, ops)
+    benches = [Bench(_cut(deep, count), ops) for count in (1, len(deep.blocks))]
+    works = [Work("prefill", CHUNK), Work("prefill", CHUNK, _DEPTH)]
+    for batch in batches:
+        depth = max(PAGE_KEYS, min(_DEPTH, _DEPTHS // batch))
+        works += [Work("decode", _STEPS, SHORT, batch), Work("decode", _STEPS, depth, batch)]
+    taken: dict[Work, list[list[float]]] = {work: [] for work in works}
+    for number in range(rounds + 1):  # one to warm up
+        for index, work in enumerate(works, 1):
+            seconds = [bench.seconds(work) for bench in benches]
+            taken[work] += [seconds] if number else []
+            told(number * len(works) + index, (rounds + 1) * len(works))
+    found = [[statistics.median(one) for one in zip(*taken[w], strict=True)] for w in works]
+    return _taken_apart(works, found, len(deep.blocks), sample.head_share)
+
+
+def _taken_apart(
+    works: Sequence[Work], seconds: Sequence[Sequence[float]], layers: int, head_share: float
+) -> Pace:
+    """The parts, of works in pairs (few keys before, and many) with one layer and with `layers`."""
+
+    def split(work: int) -> tuple[float, float]:
+        """A layer's seconds and those of the rest."""
+        shallow, deep = seconds[work]
+        layer = (deep - shallow) / (layers - 1) if layers > 1 else deep
+        return layer, max(0.0, shallow - layer) / head_share
+
+    def key(work: int) -> float:
+        """What a key more costs a row, in a layer."""
+        few, many = works[work : work + 2]
+        rows = few.tokens * few.batch
+        more = seconds[work + 1][1] - seconds[work][1]
+        return max(0.0, more / layers / rows / (many.depth - few.depth))
+
+    chunk, rest = split(0)
+    writing = []
+    for index in range(2, len(works), 2):
+        one = works[index]
+        layer, outside = (part / one.tokens for part in split(index))
+        keys = one.batch * (one.depth + one.tokens / 2) * key(index)
+        writing.append(Writing(one.batch, max(0.0, layer - keys), key(index), outside))
+    return Pace(chunk, key(0), rest, tuple(writing))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Some layers of a model, spread over it, and of its head as many rows as are worth it."""
+
+    config: Qwen3Config
+    formats: dict[str, PackedFormat]
+    head_share: float  # of the head's rows
+
+
+def _sample(setup: Setup) -> _Sample:
+    config, formats = setup.config, matrix_formats(setup)
+    shapes = tensor_shapes(config)
+    embedding, head = "model.embed_tokens.weight", formats.get("lm_head.weight")
+    head = head or formats[embedding]
+
+    def size(form: PackedFormat, shape: tuple[int, ...]) -> int:
+        return math.prod(form.parts("", shape)[""].shape)
+
+    first = {name: form for name, form in formats.items() if _layer(name) == 0}
+    of_layer = sum(size(form, shapes[name]) for name, form in first.items())
+    count = min(config.num_hidden_layers, max(_LEAST_LAYERS, -(-_LAYERS_BYTES // of_layer)))
+    rows = min(config.vocab_size, _TABLE_BYTES * 16 // size(head, (16, config.hidden_size)))
+    taken = {embedding: head}
+    for layer in range(count):
+        source = layer * config.num_hidden_layers // count
+        for name in first:
+            taken[_of_layer(name, layer)] = formats[_of_layer(name, source)]
+    sample = replace(
+        config, num_hidden_layers=count, tie_word_embeddings=True, vocab_size=rows,
+        quantization=None,
+    )  # fmt: skip
+    return _Sample(sample, taken, rows / config.vocab_size)
+
+
+def _layer(name: str) -> int | None:
+    return int(name.split(".")[2]) if name.startswith("model.layers.") else None
+
+
+def _of_layer(name: str, layer: int) -> str:
+    """The name of layer 0 as that of another."""
+    return name.replace("model.layers.0.", f"model.layers.{layer}.")
+
+
+def _cut(weights: Qwen3Weights, layers: int) -> Qwen3Weights:
+    config = replace(weights.config, num_hidden_layers=layers)
+    return replace(weights, config=config, blocks=weights.blocks[:layers])
