@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fourbee.benchmarks.shapes import random_weights
 from fourbee.benchmarks.work import SHORT, Work
@@ -20,6 +22,9 @@ from fourbee.model.config import Qwen3Config
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.weights import tensor_shapes
+
+if TYPE_CHECKING:
+    from fourbee.kernels.native_ops import NativeOperations
 
 # Rows of a prompt that are computed at a time.
 CHUNK = 512
@@ -31,7 +36,9 @@ _TABLE_BYTES = 512_000_000
 # A depth to time keys at, of all sequences of a batch together.
 _DEPTH, _DEPTHS = 4096, 32_768
 _STEPS = 16
-ROUNDS = 5
+ROUNDS = 4
+# A machine that is busy with other things gets no more rounds after this.
+_MOST_SECONDS = 12.0
 
 Told = Callable[[int, int], None]  # works done, works in all
 
@@ -84,58 +91,82 @@ def key_bytes(setup: Setup) -> float:
 
 
 def measured_pace(
-    setup: Setup, batches: Sequence[int], threads: int | None = None, rounds: int = ROUNDS,
+    setup: Setup, batches: Sequence[int], threads: int | None = None,
     told: Told = lambda done, total: None,
 ) -> Pace:  # fmt: skip
     """Times the parts on this machine, with the native operations."""
-    from fourbee.benchmarks.worker import Bench
     from fourbee.kernels.native_ops import NativeOperations, open_native
 
     ops = open_native(setup.compute_type, setup.quantize, threads, setup.kept_keys)
     assert isinstance(ops, NativeOperations)
     sample = _sample(setup)
-    deep = random_weights(sample.config, sample.formats, ops)
-    benches = [Bench(_cut(deep, count), ops) for count in (1, len(deep.blocks))]
-    works = [Work("prefill", CHUNK), Work("prefill", CHUNK, _DEPTH)]
+    weights = random_weights(sample.config, sample.formats, ops)
+    layers = len(weights.blocks)
+    few = min(layers, _LEAST_LAYERS)
+    works = [(Work("prefill", CHUNK), few), (Work("prefill", CHUNK, _DEPTH), few)]
     for batch in batches:
         depth = max(PAGE_KEYS, min(_DEPTH, _DEPTHS // batch))
-        works += [Work("decode", _STEPS, SHORT, batch), Work("decode", _STEPS, depth, batch)]
-    taken: dict[Work, list[list[float]]] = {work: [] for work in works}
-    for number in range(rounds + 1):  # one to warm up
-        for index, work in enumerate(works, 1):
-            seconds = [bench.seconds(work) for bench in benches]
-            taken[work] += [seconds] if number else []
-            told(number * len(works) + index, (rounds + 1) * len(works))
-    found = [[statistics.median(one) for one in zip(*taken[w], strict=True)] for w in works]
-    return _taken_apart(works, found, len(deep.blocks), sample.head_share)
+        works += [(Work("decode", _STEPS, where, batch), layers) for where in (SHORT, depth)]
+    first, second, *rest = _timed(weights, ops, works, told)
+    chunk, outside = first.parts()
+    pairs = [
+        _writing(few_keys, many_keys, sample.head_share)
+        for few_keys, many_keys in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    return Pace(chunk, first.key(second), outside / sample.head_share, tuple(pairs))
 
 
-def _taken_apart(
-    works: Sequence[Work], seconds: Sequence[Sequence[float]], layers: int, head_share: float
-) -> Pace:
-    """The parts, of works in pairs (few keys before, and many) with one layer and with `layers`."""
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds that a work took with one layer, and with so many."""
 
-    def split(work: int) -> tuple[float, float]:
-        """A layer's seconds and those of the rest."""
-        shallow, deep = seconds[work]
-        layer = (deep - shallow) / (layers - 1) if layers > 1 else deep
-        return layer, max(0.0, shallow - layer) / head_share
+    work: Work
+    layers: int
+    shallow: float
+    deep: float
 
-    def key(work: int) -> float:
-        """What a key more costs a row, in a layer."""
-        few, many = works[work : work + 2]
-        rows = few.tokens * few.batch
-        more = seconds[work + 1][1] - seconds[work][1]
-        return max(0.0, more / layers / rows / (many.depth - few.depth))
+    def parts(self) -> tuple[float, float]:
+        """A layer's seconds, and those of the rest."""
+        many = self.layers > 1
+        layer = (self.deep - self.shallow) / (self.layers - 1) if many else self.deep
+        return layer, max(0.0, self.shallow - layer)
 
-    chunk, rest = split(0)
-    writing = []
-    for index in range(2, len(works), 2):
-        one = works[index]
-        layer, outside = (part / one.tokens for part in split(index))
-        keys = one.batch * (one.depth + one.tokens / 2) * key(index)
-        writing.append(Writing(one.batch, max(0.0, layer - keys), key(index), outside))
-    return Pace(chunk, key(0), rest, tuple(writing))
+    def key(self, deeper: _Timed) -> float:
+        """What one more key costs a row in a layer; `deeper` is the same work after more keys."""
+        rows = self.work.tokens * self.work.batch
+        keys = deeper.work.depth - self.work.depth
+        return max(0.0, (deeper.deep - self.deep) / self.layers / rows / keys)
+
+
+def _timed(
+    weights: Qwen3Weights, ops: NativeOperations, works: Sequence[tuple[Work, int]], told: Told
+) -> list[_Timed]:
+    """Medians of some rounds of all works in turn, after one to warm up."""
+    from fourbee.benchmarks.worker import Bench
+
+    benches = {count: Bench(_cut(weights, count), ops) for count in {1, *(n for _, n in works)}}
+    taken: list[list[tuple[float, float]]] = [[] for _ in works]
+    started, done = time.perf_counter(), 0
+    for number in range(ROUNDS + 1):
+        for kept, (work, layers) in zip(taken, works, strict=True):
+            seconds = benches[1].seconds(work), benches[layers].seconds(work)
+            kept += [seconds] if number else []
+            done += 1
+            told(done, (ROUNDS + 1) * len(works))
+        if number and time.perf_counter() - started > _MOST_SECONDS:
+            break
+    medians = [map(statistics.median, zip(*one, strict=True)) for one in taken]
+    return [
+        _Timed(work, layers, *found) for (work, layers), found in zip(works, medians, strict=True)
+    ]
+
+
+def _writing(few: _Timed, many: _Timed, head_share: float) -> Writing:
+    steps, batch = few.work.tokens, few.work.batch
+    layer, rest = (part / steps for part in few.parts())
+    key = few.key(many)
+    own = batch * (few.work.depth + steps / 2) * key
+    return Writing(batch, max(0.0, layer - own), key, rest / head_share)
 
 
 @dataclass(frozen=True)
