@@ -7,7 +7,6 @@ A prediction knows nothing of other work on the machine, of queues or of prefixe
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING
 
 from fourbee.benchmarks.shapes import random_weights
 from fourbee.benchmarks.work import SHORT, Work
-from fourbee.engine.ledger import Setup, matrix_formats, page_bytes
+from fourbee.engine.ledger import Setup, matrix_formats, page_bytes, tensor_bytes
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.model.config import Qwen3Config
 from fourbee.model.packed_format import PackedFormat
 from fourbee.model.qwen3 import Qwen3Weights
-from fourbee.model.weights import tensor_shapes
 
 if TYPE_CHECKING:
     from fourbee.kernels.native_ops import NativeOperations
@@ -36,6 +34,7 @@ _TABLE_BYTES = 512_000_000
 # A depth to time keys at, of all sequences of a batch together.
 _DEPTH, _DEPTHS = 4096, 32_768
 _STEPS = 16
+_FIRST = "model.layers.0."
 ROUNDS = 4
 # A machine that is busy with other things gets no more rounds after this.
 _MOST_SECONDS = 12.0
@@ -88,6 +87,13 @@ def key_bytes(setup: Setup) -> float:
     """Of the keys and values of a position in one layer."""
     layers = setup.config.num_hidden_layers
     return page_bytes(setup.config, setup.kept_keys) / PAGE_KEYS / layers
+
+
+def layer_bytes(setup: Setup) -> int:
+    """Of the weights of a layer, on average."""
+    sizes = tensor_bytes(setup).items()
+    layers = sum(size for name, size in sizes if name.startswith("model.layers."))
+    return layers // setup.config.num_hidden_layers
 
 
 def measured_pace(
@@ -179,37 +185,25 @@ class _Sample:
 
 
 def _sample(setup: Setup) -> _Sample:
-    config, formats = setup.config, matrix_formats(setup)
-    shapes = tensor_shapes(config)
-    embedding, head = "model.embed_tokens.weight", formats.get("lm_head.weight")
-    head = head or formats[embedding]
-
-    def size(form: PackedFormat, shape: tuple[int, ...]) -> int:
-        return math.prod(form.parts("", shape)[""].shape)
-
-    first = {name: form for name, form in formats.items() if _layer(name) == 0}
-    of_layer = sum(size(form, shapes[name]) for name, form in first.items())
-    count = min(config.num_hidden_layers, max(_LEAST_LAYERS, -(-_LAYERS_BYTES // of_layer)))
-    rows = min(config.vocab_size, _TABLE_BYTES * 16 // size(head, (16, config.hidden_size)))
-    taken = {embedding: head}
+    config, formats, sizes = setup.config, matrix_formats(setup), tensor_bytes(setup)
+    embedding = "model.embed_tokens.weight"
+    head = embedding if config.tie_word_embeddings else "lm_head.weight"
+    first = [name for name in formats if name.startswith(_FIRST)]
+    count = -(-_LAYERS_BYTES // layer_bytes(setup))
+    count = min(config.num_hidden_layers, max(_LEAST_LAYERS, count))
+    rows = min(config.vocab_size, _TABLE_BYTES * config.vocab_size // sizes[head])
+    taken = {embedding: formats[head]}
     for layer in range(count):
         source = layer * config.num_hidden_layers // count
         for name in first:
-            taken[_of_layer(name, layer)] = formats[_of_layer(name, source)]
+            taken[name.replace(_FIRST, f"model.layers.{layer}.")] = formats[
+                name.replace(_FIRST, f"model.layers.{source}.")
+            ]
     sample = replace(
         config, num_hidden_layers=count, tie_word_embeddings=True, vocab_size=rows,
         quantization=None,
     )  # fmt: skip
     return _Sample(sample, taken, rows / config.vocab_size)
-
-
-def _layer(name: str) -> int | None:
-    return int(name.split(".")[2]) if name.startswith("model.layers.") else None
-
-
-def _of_layer(name: str, layer: int) -> str:
-    """The name of layer 0 as that of another."""
-    return name.replace("model.layers.0.", f"model.layers.{layer}.")
 
 
 def _cut(weights: Qwen3Weights, layers: int) -> Qwen3Weights:

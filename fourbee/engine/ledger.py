@@ -143,15 +143,23 @@ WEIGHTS, KEYS = "weights", "keys and values"
 
 
 def weight_bytes(setup: Setup) -> int:
-    """Of all weights as they lie in memory, a tied table once. UsageError as packing them."""
+    """Of all weights as they lie in memory, a tied table once. ModelFileError as packing them."""
+    return sum(tensor_bytes(setup).values())
+
+
+def tensor_bytes(setup: Setup) -> dict[str, int]:
+    """The same by the names of a checkpoint."""
+    shapes = tensor_shapes(setup.config)
     if setup.backend != "native":
-        return setup.config.num_parameters * _ITEM_BYTES[setup.compute_type]
-    shapes, forms = tensor_shapes(setup.config), matrix_formats(setup)
-    sizes = (
-        math.prod(forms[name].parts(name, shape)[name].shape) if name in forms else 4 * shape[0]
+        item = _ITEM_BYTES[setup.compute_type]
+        return {name: item * math.prod(shape) for name, shape in shapes.items()}
+    forms = matrix_formats(setup)
+    return {
+        name: math.prod(forms[name].parts(name, shape)[name].shape)
+        if name in forms
+        else 4 * shape[0]
         for name, shape in shapes.items()
-    )
-    return sum(sizes)
+    }
 
 
 def matrix_formats(setup: Setup) -> dict[str, PackedFormat]:
@@ -233,13 +241,15 @@ def reserve_bytes(memory: int) -> int:
     return max(int(memory * _RESERVE_SHARE), least)
 
 
-def kv_pages(setup: Setup, memory: int | None = None, max_context: int | None = None) -> Fitted:
+def kv_pages(
+    setup: Setup, memory: int | None = None, max_context: int | None = None,
+    pool_share: float | None = None,
+) -> Fitted:  # fmt: skip
     """The context and the pool of pages for a model in so many bytes of memory.
 
-    `memory` is for everything, the weights too. None: what this process may use now (so call it
-    before the weights are loaded), of which the pool takes half of what the rest leaves, or as
-    much as `max_context` needs. The context is at most `max_context` and what the model declares.
-    CapacityError only where not even a context of 1,024 tokens fits.
+        `memory` is for everything, the weights too. None: what this process may use now (so call it
+    XX context is at most `max_context` and what the model declares.
+        CapacityError only where not even a context of 1,024 tokens fits.
     """
     limit = min(setup.config.max_position_embeddings, max_context or 2**62)
     given = usable_bytes() if memory is None else memory
@@ -248,9 +258,10 @@ def kv_pages(setup: Setup, memory: int | None = None, max_context: int | None = 
     least = pages_of(min(SMALL_CONTEXT, limit))
     if least * page > left:
         raise CapacityError(_too_little(setup, given, reserve, min(SMALL_CONTEXT, limit)))
-    share = left if memory is not None else int(left * POOL_SHARE)
+    if pool_share is None:
+        pool_share = POOL_SHARE if memory is None else 1.0
     wanted = least if max_context is None else pages_of(limit)
-    pool = min(max(share, wanted * page), left)
+    pool = min(max(int(left * pool_share), wanted * page), left)
     # No more than all requests that run can use.
     pages = min(pool // page, setup.max_running * pages_of(limit))
     context = _rounded(min(limit, pages * PAGE_KEYS), limit)
