@@ -154,10 +154,11 @@ def shares(setup: Setup, pace: Pace, most: Limits) -> dict[str, float]:
 
 
 def document(
-    wish: Wish, memory: Memory, times: Sequence[Time], how: str, most: Limits | None
+    wish: Wish, memory: Memory, pace: Pace | None, most: Limits | None, how: str
 ) -> dict[str, Any]:
     """The plan as JSON has it; sizes in bytes, rates in tokens a second."""
     setup = wish.setup
+    times = plan_times(wish, pace, memory.context) if pace else ()
     return {
         "quantize": setup.quantize,
         "kv_type": setup.kept_keys,
@@ -171,12 +172,35 @@ def document(
         "kv_types": [asdict(one) for one in memory.types],
         "times": [asdict(one) for one in times],
         "times_are": how,
-        "limits": None if most is None else asdict(most),
+        "limits": asdict(most) if most else None,
+        "shares_of_the_limits": shares(setup, pace, most) if pace and most else None,
     }
 
 
-def memory_table(wish: Wish, memory: Memory) -> str:
-    """What it takes and whether it fits, for people."""
+def page(
+    name: str, where: str, wish: Wish, memory: Memory, pace: Pace | None, most: Limits | None,
+    how: str,
+) -> list[str]:  # fmt: skip
+    """The plan for people, line by line."""
+    setup = wish.setup
+    own = "its own packing" if setup.formats else setup.compute_type
+    weights = own if setup.quantize == "none" else setup.quantize
+    lines = [f"{name}, {where}: weights in {weights}, keys and values in {setup.kept_keys}", ""]
+    lines += [*_memory_lines(wish, memory), "", f"time: {how}"]
+    if pace:
+        lines += _time_lines(wish, plan_times(wish, pace, memory.context))
+    if wish.users > wish.batch:
+        lines.append(f"  of {wish.users} users {wish.batch} are answered at a time, the rest wait")
+    if pace and most:
+        reached = ", ".join(f"{n} {one:.0%}" for n, one in shares(setup, pace, most).items())
+        lines.append(
+            f"  this machine: {most.read_bytes / 1e9:,.0f} GB/s, int8 {most.int8 / 1e9:,.0f} and "
+            f"bfloat16 {most.bf16 / 1e9:,.0f} GMAC/s; of that {reached}"
+        )
+    return lines
+
+
+def _memory_lines(wish: Wish, memory: Memory) -> list[str]:
     lines = ["memory"]
     users = f"{wish.users} x " if wish.users > 1 else ""
     for entry in memory.ledger.entries:
@@ -196,11 +220,10 @@ def memory_table(wish: Wish, memory: Memory) -> str:
             f"  {one.kv_type:<14} {show_size(round(one.token_bytes)):>9}   "
             f"{most:>{17 + len(each)}}   {show_size(one.bytes):>20}"
         )
-    return "\n".join(lines)
+    return lines
 
 
-def time_table(wish: Wish, times: Sequence[Time]) -> str:
-    """A line for each length."""
+def _time_lines(wish: Wish, times: Sequence[Time]) -> list[str]:
     head = f"  {'tokens':>9}   {'to read them':>12}   {'then tokens/s':>13}"
     together = f"   {f'all of {wish.batch} together':>18}" if wish.batch > 1 else ""
     lines = [head + together]
@@ -209,7 +232,7 @@ def time_table(wish: Wish, times: Sequence[Time]) -> str:
         lines.append(
             f"  {one.tokens:>9,}   {show_seconds(one.read_seconds):>12}   {one.alone:>13,.1f}{more}"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def show_seconds(seconds: float) -> str:
