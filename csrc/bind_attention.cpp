@@ -5,6 +5,7 @@ namespace fourbee {
 namespace {
 
 using Variants = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using PageBytes = nb::ndarray<uint8_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using Triples = nb::ndarray<const int64_t, nb::numpy, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
 void rotate_heads(InHeads x, InVector norm, float eps, InRows cos, InRows sin, Heads out) {
@@ -48,10 +49,21 @@ void attend(KvPool& pool, int64_t layer, InHeads query, InHeads key, InHeads val
   attend_rows(pool.layout(), sequences, layer, query_heads, query.data(), key.data(), value.data(), out.data());
 }
 
+// How many of a sequence's pages before each one were dropped; one more than there are pages.
+std::vector<int64_t> dropped_pages(const Sequences& sequences, size_t s) {
+  std::vector<int64_t> dropped{0};
+  const int64_t needed = (sequences.starts[s] + sequences.counts[s] + kPageKeys - 1) / kPageKeys;
+  for (int64_t i = 0; i < needed; i++) dropped.push_back(dropped.back() + !sequences.pages[size_t(sequences.offsets[s] + i)]);
+  return dropped;
+}
+
 // Spans of a sequence's rows, checked: kernels read keys and queries where they point.
-void add_spans(Sequences& sequences, size_t s, int64_t first, const Integers& offsets, const Triples& spans) {
+void check_spans(const Sequences& sequences, size_t s, int64_t first, const Integers& offsets, const Triples& spans) {
   const int64_t count = sequences.counts[s], start = sequences.starts[s];
   const bool plain = offsets(first) == offsets(first + count);
+  const std::vector<int64_t> dropped = dropped_pages(sequences, s);
+  const auto held = [&](int64_t begin, int64_t end) { return dropped[size_t((end - 1) / kPageKeys) + 1] == dropped[size_t(begin / kPageKeys)]; };
+  require(!count || held(plain ? 0 : start, start + count), "pages: one that is read or written was dropped");
   for (int64_t row = 0; row < count; row++) {
     const int64_t begin = offsets(first + row), end = offsets(first + row + 1);
     require(begin >= 0 && begin <= end && end <= int64_t(spans.shape(0)), "span_offsets: out of range");
@@ -61,6 +73,7 @@ void add_spans(Sequences& sequences, size_t s, int64_t first, const Integers& of
       const Span span{spans(i, 0), spans(i, 1), spans(i, 2)};
       require(span.begin >= before && span.begin < span.end && span.end <= start + row + 1,
               "spans: expected ascending ranges up to the row itself");
+      require(held(span.begin, span.end), "spans: a page that was dropped");
       require(span.variant >= 0 && span.variant < sequences.variants, "spans: a variant that the query does not have");
       before = span.end;
     }
@@ -73,12 +86,12 @@ void attend_spans(KvPool& pool, int64_t layer, Variants query, InHeads key, InHe
   const int64_t rows = int64_t(query.shape(1)), query_heads = int64_t(query.shape(2));
   require(query.shape(0) > 0, "query: expected a variant");
   check_heads(pool, layer, query_heads, int64_t(query.shape(3)), key, value, out, rows);
-  Sequences sequences = sequences_of(pool, rows, counts, starts, page_offsets, pages);
+  Sequences sequences = sequences_of(pool, rows, counts, starts, page_offsets, pages, true);
   require_equal("span_offsets", int64_t(span_offsets.shape(0)), rows + 1);
   require(slopes.shape(0) == 0 || int64_t(slopes.shape(0)) == query_heads, "slopes: expected one for each query head");
   sequences.variants = int64_t(query.shape(0));
   int64_t first = 0;
-  for (size_t s = 0; s < sequences.counts.size(); first += sequences.counts[s++]) add_spans(sequences, s, first, span_offsets, spans);
+  for (size_t s = 0; s < sequences.counts.size(); first += sequences.counts[s++]) check_spans(sequences, s, first, span_offsets, spans);
   sequences.span_offsets.assign(span_offsets.data(), span_offsets.data() + rows + 1);
   for (size_t i = 0; i < spans.shape(0); i++) sequences.spans.push_back({spans(i, 0), spans(i, 1), spans(i, 2)});
   sequences.slopes.assign(slopes.data(), slopes.data() + slopes.shape(0));
@@ -89,12 +102,12 @@ void attend_spans(KvPool& pool, int64_t layer, Variants query, InHeads key, InHe
 
 }  // namespace
 
-Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Integers starts, Integers page_offsets, Integers pages) {
+Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Integers starts, Integers page_offsets, Integers pages, bool some_dropped) {
   Sequences made;
   const int64_t sequences = int64_t(counts.shape(0));
   require_equal("starts", int64_t(starts.shape(0)), sequences);
   require_equal("page_offsets", int64_t(page_offsets.shape(0)), sequences + 1);
-  for (size_t i = 0; i < pages.shape(0); i++) made.pages.push_back(pool.page(pages(i)));
+  for (size_t i = 0; i < pages.shape(0); i++) made.pages.push_back(some_dropped && pages(i) == kDropped ? nullptr : pool.page(pages(i)));
   int64_t first = 0;
   for (int64_t s = 0; s < sequences; s++) {
     const int64_t count = counts(s), start = starts(s), begin = page_offsets(s), end = page_offsets(s + 1);
@@ -112,15 +125,20 @@ Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Intege
 
 void bind_attention(nb::module_& module) {
   nb::class_<KvPool>(module, "KvPool")
-      .def("__init__", [](KvPool* self, int64_t layers, int64_t heads, int64_t head_dim, const std::string& kind) {
+      .def("__init__", [](KvPool* self, int64_t layers, int64_t heads, int64_t head_dim, const std::string& kind, int64_t pages) {
         require(layers > 0 && layers <= 4096 && heads > 0 && heads <= 4096, "layers and heads: expected from 1 to 4096");
         require(head_dim > 0 && head_dim <= 4096 && head_dim % 16 == 0, "head_dim: expected a multiple of 16");
-        new (self) KvPool(layers, heads, head_dim, kind_named(kind));
-      }, nb::arg("layers"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("kind"))
-      .def("allocate", &KvPool::allocate)
-      .def("release", &KvPool::release, nb::arg("page"))
+        require(pages > 0, "pages: expected at least 1");
+        new (self) KvPool(layers, heads, head_dim, kind_named(kind), pages);
+      }, nb::arg("layers"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("kind"), nb::arg("pages"))
+      .def("clear", &KvPool::clear, nb::arg("page"))
       .def("copy", &KvPool::copy, nb::arg("source"), nb::arg("target"))
-      .def_prop_ro("used", &KvPool::used)
+      .def("view", [](nb::handle self, int64_t page) {
+        KvPool& pool = nb::cast<KvPool&>(self);
+        return PageBytes(pool.page(page), {size_t(pool.page_bytes())}, self);
+      }, nb::arg("page"))
+      .def_prop_ro("pages", &KvPool::pages)
+      .def_prop_ro("layers", &KvPool::layers)
       .def_prop_ro("page_bytes", &KvPool::page_bytes);
   module.def("rotate_heads", &rotate_heads, nb::arg("x"), nb::arg("norm"), nb::arg("eps"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"));
   module.def("attend", &attend, nb::arg("pool"), nb::arg("layer"), nb::arg("query"), nb::arg("key"), nb::arg("value"),

@@ -128,8 +128,11 @@ class PackedWeights {
 };
 
 // Sequence s has counts[s] rows, the first at position starts[s], and pages[page_offsets[s]] ..
-// pages[page_offsets[s + 1] - 1]. std::invalid_argument where they do not fit each other or `rows`.
-Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Integers starts, Integers page_offsets, Integers pages);
+// pages[page_offsets[s + 1] - 1]. std::invalid_argument where they do not fit each other or `rows`. With `some_dropped`,
+// pages may be kDropped: null, for spans that leave them out.
+constexpr int64_t kDropped = -1;
+Sequences sequences_of(const KvPool& pool, int64_t rows, Integers counts, Integers starts, Integers page_offsets, Integers pages,
+                       bool some_dropped = false);
 
 inline void check_ids(const Integers& ids, const Matrix& table) {
   for (size_t i = 0; i < ids.shape(0); i++)

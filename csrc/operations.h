@@ -1,6 +1,7 @@
 // The operations on plain pointers: what the binding's entries and recorded plans both call. Whoever calls has
 // checked the shapes, holds `machine().busy` and has let go of the interpreter's lock.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

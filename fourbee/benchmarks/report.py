@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fourbee.benchmarks.work import Rate, Work
 
 if TYPE_CHECKING:
+    from fourbee.benchmarks.lasting import Lasting
     from fourbee.benchmarks.outside import Outside
+    from fourbee.benchmarks.streaming import Streaming
 
 Results = Mapping[Work, Mapping[str, Rate]]
 
@@ -135,6 +137,42 @@ def start_table(found: Mapping[str, Any]) -> str:
             f"| RssAnon + packed file, beyond packed weights + keys and values | "
             f"{size(found['beyond_bytes'])} |",
         ]
+    return "\n".join(lines) + "\n"
+
+
+def lasting_table(found: Lasting) -> str:
+    """Seconds to the first token, and by what of the first turn's."""
+    turns = {
+        "read for the first time": found.first,
+        "the next turn, in memory": found.second,
+        "after a restart": found.restarted,
+        "after a restart, files not in the page cache": found.restarted_cold,
+    }
+    lines = ["| | first token, s | of the first | tokens that were there |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {turn.seconds:.3f} | {100 * turn.seconds / found.first.seconds:.2f}% | "
+        f"{turn.cached_tokens:,} of {turn.prompt_tokens:,} |"
+        for name, turn in turns.items()
+    ]
+    size, seconds = found.written_bytes / 1e9, found.write_seconds
+    lines += ["", f"Written: {size:.2f} GB in {seconds:.1f} s ({size / seconds:.1f} GB/s)."]
+    return "\n".join(lines) + "\n"
+
+
+def streaming_table(found: Streaming) -> str:
+    """A tenth of the text a row."""
+    lines = [
+        "| tokens read | perplexity of the last tenth | pages in use | RssAnon |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {found.tokens * (number + 1) // len(found.tenths):,} | {one.perplexity:.4f} | "
+        f"{one.pages} | {one.memory_bytes / 1e6:,.0f} MB |"
+        for number, one in enumerate(found.tenths)
+    ]
+    rate = found.tokens / found.seconds
+    lines += ["", f"Window of {found.window:,} positions; the last tenth's perplexity is "
+              f"{100 * found.drift:+.2f}% of the first's; {rate:,.0f} tokens/s."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,8 @@ from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
 from fourbee.kernels.attention_pattern import PAGE_KEYS
-from fourbee.kernels.native_attention import NativeCache
 from fourbee.kernels.native_ops import NativeOperations, open_native
+from fourbee.model.attention_modes import DenseMode
 from fourbee.model.hub import resolve_model
 from fourbee.model.qwen3 import Qwen3Weights
 
@@ -36,12 +36,18 @@ class Bench:
 
     def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
         self._vocabulary = weights.config.vocab_size
-        self._runner = ModelRunner(weights, ops)
+        self._weights, self._ops = weights, ops
         self._random = np.random.default_rng(1)
 
     def seconds(self, work: Work) -> float:
         """The time of the work alone; the depth is there before."""
-        sequences = [self._sequence(work) for _ in range(work.batch)]
+        length = work.depth + work.tokens + 1
+        pages = -(-length // PAGE_KEYS)
+        self._runner = ModelRunner(self._weights, self._ops, pages * work.batch)
+        sequences = [
+            self._sequence(work, range(first, first + pages))
+            for first in range(0, pages * work.batch, pages)
+        ]
         started = time.perf_counter()
         if work.kind == "prefill":
             for first in range(0, work.tokens, STEP_ROWS):
@@ -50,41 +56,38 @@ class Bench:
         else:
             for _ in range(work.tokens):
                 self._step(sequences, 1)
-        elapsed = time.perf_counter() - started
-        for sequence in sequences:
-            self._runner.release(sequence, reusable=False)
-        return elapsed
+        return time.perf_counter() - started
 
-    def _sequence(self, work: Work) -> Sequence:
+    def _sequence(self, work: Work, pages: range) -> Sequence:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
         ids = tuple(self._random.integers(0, self._vocabulary, length).tolist())
-        name = str(self._random.integers(1 << 62))
         params = SamplingParams(temperature=0.0, ignore_eos=True)
-        sequence = Sequence(Request(name, ids, params), length + work.tokens + 1, set(), 0)
-        self._runner.start(sequence)
+        longest = length + work.tokens + 1
+        sequence = Sequence(
+            Request("bench", ids, params), longest, set(), 0, mode=DenseMode(longest)
+        )
+        sequence.pages = list(pages)
+        for page in pages:  # the memory is there before, as in an engine that has run for a while
+            self._runner.storage.clear(page)
         if work.depth:
             self._step([sequence], min(work.depth, PAGE_KEYS))
-            cache = self._runner.cache(sequence)
-            assert isinstance(cache, NativeCache)
-            deepen(cache, work.depth)
+            # A real page of keys and values, as often as the depth needs.
+            for page in sequence.pages[1:]:
+                self._runner.storage.copy(sequence.pages[0], page)
             sequence.computed = work.depth
         return sequence
 
     def _step(self, sequences: list[Sequence], count: int) -> None:
         chunks = tuple(Chunk(sequence, count) for sequence in sequences)
+        for one in sequences:  # pages that are begun are cleared, as the engine does it
+            first, end = -(-one.computed // PAGE_KEYS), -(-(one.computed + count) // PAGE_KEYS)
+            for page in one.pages[first:end]:
+                self._runner.storage.clear(page)
         outcomes = self._runner.sample(self._runner.run(chunks))
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             sequence.computed += count
             if outcome.token:
                 sequence.append(outcome.token.token_id)
-
-
-def deepen(cache: NativeCache, length: int) -> None:
-    """Copies the cache's first page until it holds `length` positions."""
-    cache.reserve(length)
-    for page in cache.pages[1:]:
-        cache.pool.copy(cache.pages[0], page)
-    cache.length = length
 
 
 def loaded_model(

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from fourbee import __version__
 from fourbee.cli.bench import bench_app
+from fourbee.cli.contexts import contexts_app
 from fourbee.cli.data import data_app
 from fourbee.cli.evaluate import evaluate
 from fourbee.cli.export import export
@@ -45,9 +46,8 @@ app.command()(quantize)
 app.command()(export)
 app.command(name="eval")(evaluate)
 app.command()(tokens)
-app.add_typer(train_app)
-app.add_typer(data_app)
-app.add_typer(bench_app)
+for group in (train_app, data_app, bench_app, contexts_app):
+    app.add_typer(group)
 
 
 @app.callback(invoke_without_command=True)
@@ -68,7 +68,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command line; returns its exit code and prints one line for an error."""
     # Typer shows help for a missing command as an error; that is what help is for.
-    if arguments in (["train"], ["data"], ["bench"], []):
+    if arguments in (["train"], ["data"], ["bench"], ["contexts"], []):
         arguments = [*arguments, "--help"]
     try:
         # In this mode the code of an `Exit` is returned instead of leaving the process.

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
 
 if TYPE_CHECKING:
@@ -201,6 +202,51 @@ def start(
 
     found = measure_starts(shape, context, rounds)
     _tell({"kind": "start", "shape": shape, "quantize": "int4"} | found, start_table(found), output)
+
+
+@bench_app.command()
+def lasting(
+    shape: Shape = "0.6B",
+    tokens: Annotated[int, typer.Option(min=64, help="Of the text that is read.")] = 4096,
+    threads: Threads = None,
+    output: Output = None,
+) -> None:
+    """Seconds to the first token: a text read, its next turn, and both after a restart.
+
+    Random weights in int4, keys and values in int8, a context store in the folder for temporary
+    files.
+    """
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.lasting import measure_lasting
+    from fourbee.benchmarks.report import lasting_table
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_lasting(shape, tokens, threads, console.print)
+    about = {"kind": "lasting", "shape": shape, "tokens": tokens, "quantize": "int4"}
+    _tell(about | asdict(found), lasting_table(found), output)
+
+
+@bench_app.command()
+def streaming(
+    model: Model = None,
+    tokens: Annotated[int, typer.Option(min=10_000, help="Of the text.")] = 1_000_000,
+    window: Annotated[int, typer.Option(min=64, help="Positions that a row sees.")] = 4096,
+    output: Output = None,
+) -> None:
+    """A text without end through a window: perplexity and memory, a tenth after the other.
+
+    The text is generated samples of fourbee-mini's kind that training does not see, ten times.
+    """
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.report import streaming_table
+    from fourbee.benchmarks.streaming import measure_streaming
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_streaming(model, tokens, window, console.print)
+    about = {"kind": "streaming", "model": model or "fourbee-mini", "drift": found.drift}
+    _tell(about | asdict(found), streaming_table(found), output)
 
 
 def _version(python: str, module: str) -> str:

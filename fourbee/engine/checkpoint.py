@@ -47,6 +47,11 @@ class Checkpoint(Protocol):
         """What its quantised matrices are kept in by operations that compute with such."""
         ...
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that the weights lie in, in order."""
+        ...
+
     def check(self) -> None:
         """What is wrong with the weights, said in moments: reads no tensor."""
         ...
@@ -97,6 +102,10 @@ class FolderCheckpoint:
     def formats(self) -> Formats:
         return folder_formats(self.config)
 
+    @property
+    def weight_files(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
     def check(self) -> None:
         checkpoint_files.check_weights(self.path)
 
@@ -126,6 +135,10 @@ class GgufCheckpoint:
     @property
     def formats(self) -> Formats:
         return gguf_formats(self._file, self.config)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return [self.path]
 
     def check(self) -> None:
         gguf_checkpoint.check_weights(self._file)

@@ -6,14 +6,17 @@ One thread at a time. Chat history, tools' execution and choices beyond one are 
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 
 from fourbee.engine.checkpoint import load_quantized, open_checkpoint
+from fourbee.engine.context_store import ContextStore
+from fourbee.engine.contexts import Contexts
 from fourbee.engine.engine import Engine
 from fourbee.engine.request import Event, Finished, FinishReason, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
@@ -24,6 +27,7 @@ from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
 from fourbee.model.checkpoint_files import Progress
 from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.weights_digest import weights_digest
 from fourbee.text.chat_format import ChatFormat, Message, Tool
 from fourbee.text.tokenizer import Tokenizer
 
@@ -36,6 +40,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,21 @@ class LLM:
         tokenizer: Tokenizer,
         defaults: SamplingDefaults | None = None,
         settings: EngineSettings | None = None,
+        store: ContextStore | None = None,
+        weights_digest: str = "",
     ) -> None:
-        """`defaults` are the checkpoint's: what is sampled with where no parameters are given."""
+        """`defaults` are the checkpoint's: what is sampled with where no parameters are given.
+
+        `store` keeps keys and values on a disk, under the digest of the weights.
+        """
         self.tokenizer = tokenizer
         self.num_parameters = weights.config.num_parameters
         self.defaults = defaults or SamplingDefaults()
         eos_ids = {*tokenizer.eos_token_ids, *self.defaults.eos_token_ids}
-        self.engine = Engine(weights, ops, tuple(sorted(eos_ids)), settings)
+        # Only on a disk may keys and values of another tokenizer lie.
+        named = _digest(tokenizer) if store else ""
+        contexts = Contexts(weights_digest, named, partial(_piece, tokenizer), store)
+        self.engine = Engine(weights, ops, tuple(sorted(eos_ids)), settings, contexts)
         self._answers: dict[str, _Answer] = {}
         self._numbers = count()
 
@@ -81,12 +94,15 @@ class LLM:
         quantize: str = "none",
         kv_type: str = "auto",
         progress: Progress | None = None,
+        context_store: Path | None = None,
+        context_store_bytes: int | None = None,
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
         `backend`, `quantize` and `kv_type` as in `open_operations`. What `quantize` packs is kept
-        for the next time (`load_quantized`); `progress` is told of the packing.
+        for the next time (`load_quantized`); `progress` is told of the packing. A `context_store`
+        keeps keys and values in this folder, at most so many bytes of them.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
@@ -102,21 +118,27 @@ class LLM:
             if quantize == "none"
             else load_quantized(files, quantize, ops, progress)
         )
-        return cls(weights, ops, tokenizer, defaults, settings)
+        if context_store is None:
+            return cls(weights, ops, tokenizer, defaults, settings)
+        store = ContextStore(context_store, context_store_bytes)
+        digest = weights_digest(files.weight_files, context_store.expanduser() / "weights.json")
+        return cls(weights, ops, tokenizer, defaults, settings, store, digest)
 
     def generate(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        context_id: str | None = None,
     ) -> list[Completion]:
         """An answer to each prompt, text (control tokens are parsed) or token ids, in order.
 
-        `params` are for all prompts or one a prompt. UsageError before anything is computed.
+        `params` are for all prompts or one a prompt. A `context_id` names the conversation that
+        all go on from. UsageError before anything is computed.
         """
         if isinstance(prompts, str):
             raise UsageError("prompts: expected a list of prompts, not one string")
         requests = [
-            self._request(prompt, one)
+            self._request(prompt, one, context_id)
             for prompt, one in zip(prompts, self._params(params, len(prompts)), strict=True)
         ]
         answers = [_Answer(self.tokenizer, request) for request in requests]
@@ -135,16 +157,23 @@ class LLM:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         tools: Sequence[Tool] | None = None,
+        context_id: str | None = None,
     ) -> Completion:
         """The assistant's answer to a conversation; tool calls are in its text."""
-        return self.generate([self.chat_format.encode(messages, tools)], params)[0]
+        return self.generate([self.chat_format.encode(messages, tools)], params, context_id)[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def close(self) -> None:
+        """Writes what the store does not have yet. The model is not to be used any more."""
+        self.engine.close()
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, context_id: str | None = None
+    ) -> Iterator[TextDelta]:
         """The answer as it grows; the last delta has a finish reason. Closing it aborts.
 
         UsageError at once for what cannot work; FourbeeError where the text ends in an error.
         """
-        request = self._request(prompt, params or self.defaults.params)
+        request = self._request(prompt, params or self.defaults.params, context_id)
         return self._deltas(_Answer(self.tokenizer, request))
 
     def stream_chat(
@@ -152,9 +181,10 @@ class LLM:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         tools: Sequence[Tool] | None = None,
+        context_id: str | None = None,
     ) -> Iterator[TextDelta]:
         """The assistant's answer as it grows, as `stream`."""
-        return self.stream(self.chat_format.encode(messages, tools), params)
+        return self.stream(self.chat_format.encode(messages, tools), params, context_id)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -172,10 +202,13 @@ class LLM:
             )
         return list(params)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, context_id: str | None = None
+    ) -> Request:
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, control_tokens=True)
-        request = Request(f"llm-{next(self._numbers)}", tuple(prompt), params)
+        name = f"llm-{next(self._numbers)}"
+        request = Request(name, tuple(prompt), params, context_id=context_id)
         self.engine.check(request)
         return request
 
@@ -216,6 +249,16 @@ class LLM:
             self.engine.abort(answer.request.id)
 
 
+def _digest(tokenizer: Tokenizer) -> str:
+    text = tokenizer.to_json() + (tokenizer.chat_template or "")
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _piece(tokenizer: Tokenizer, token_id: int) -> bytes | None:
+    """A token's bytes; None for a control token."""
+    return None if token_id in tokenizer.control_token_ids else tokenizer.piece(token_id)
+
+
 class _Answer:
     """A request and what has become of it."""
 
@@ -224,6 +267,7 @@ class _Answer:
         self.deltas: list[TextDelta] = []
         self._stream = TextStream(tokenizer, request.params)
         self.error: str | None = None  # one line, for reason "error" alone
+        self._prompt_tokens, self._cached_tokens = len(request.prompt_ids), 0
 
     @property
     def reason(self) -> FinishReason | None:
@@ -235,6 +279,8 @@ class _Answer:
             delta = self._stream.push(event.token)
         elif isinstance(event, Finished):
             self.error = event.error
+            self._prompt_tokens = event.prompt_tokens
+            self._cached_tokens = event.cached_tokens
             delta = self._stream.finish(event.reason)
         else:
             return
@@ -249,7 +295,7 @@ class _Answer:
             text="".join(delta.text for delta in self.deltas),
             token_ids=tuple(token.scored.token_id for token in tokens),
             finish_reason=self.reason,
-            usage=Usage(len(self.request.prompt_ids), self._stream.num_tokens),
+            usage=Usage(self._prompt_tokens, self._stream.num_tokens, self._cached_tokens),
             logprobs=None if self.request.params.logprobs is None else tokens,
             error=self.error,
         )

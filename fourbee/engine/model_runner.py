@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from fourbee.engine.prefix_cache import PrefixCache
 from fourbee.engine.request import ScoredToken
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
@@ -27,8 +26,10 @@ from fourbee.kernels.operations import (
     Network,
     Operations,
     PlanningOperations,
-    SequenceCache,
 )
+from fourbee.kernels.paged_cache import KvPages, PagedCache
+from fourbee.model.attention_modes import AttentionMode, Positions
+from fourbee.model.config import Qwen3Config
 from fourbee.model.key_smoothing import smooth_keys
 from fourbee.model.qwen3 import Qwen3Weights, forward
 
@@ -78,46 +79,21 @@ class Outcome:
 
 
 class ModelRunner:
-    """The model, its operations, and the cache of each running sequence."""
+    """The model, its operations, and the storage of keys and values."""
 
-    def __init__(self, weights: Qwen3Weights, ops: Operations, max_idle_tokens: int = 0) -> None:
+    def __init__(self, weights: Qwen3Weights, ops: Operations, kv_pages: int) -> None:
         self._weights = weights
         self._ops = ops
         self._network = _network(weights, ops)
-        self._caches: dict[str, SequenceCache] = {}
-        self._idle = PrefixCache(max_idle_tokens)
+        self.storage = new_storage(weights.config, ops, kv_pages)
 
-    @property
-    def num_caches(self) -> int:
-        """Sequences that hold a cache now; 0 when all have ended."""
-        return len(self._caches)
+    def interrupt(self) -> None:
+        """From any thread: ends a step that is being computed, or else the next one, soon.
 
-    def cache(self, sequence: Sequence) -> SequenceCache:
-        """The cache of a sequence that was started."""
-        return self._caches[sequence.id]
-
-    def start(self, sequence: Sequence) -> int:
-        """Opens the sequence's cache; how many tokens of its prompt it holds already."""
-        # The last token is always computed: its row is what the first answer comes from. And
-        # where the prompt's tokens are to be scored, the rows of all of them are needed.
-        reusable = sequence.token_ids[:-1] if sequence.request.prompt_logprobs is None else ()
-        found = self._idle.longest(reusable)
-        if found is None:
-            config = self._weights.config
-            self._caches[sequence.id] = self._ops.new_cache(
-                config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-            )
-            return 0
-        cache, length = found
-        self._caches[sequence.id] = self._ops.fork_cache(cache, length)
-        return length
-
-    def release(self, sequence: Sequence, reusable: bool) -> None:
-        """Gives the sequence's cache up; `reusable` keeps it for prompts that go on from it."""
-        cache = self._caches.pop(sequence.id, None)
-        # A sequence may end before it starts (no cache) and inside a step (cache not advanced).
-        if cache is not None and reusable:
-            self._idle.keep(sequence.token_ids[: min(sequence.computed, cache.length)], cache)
+        Its `run` raises StepInterrupted. Nothing where operations cannot be interrupted.
+        """
+        if isinstance(self._ops, PlanningOperations):
+            self._ops.interrupt()
 
     def run(self, chunks: tuple[Chunk, ...]) -> Step:
         """Starts a step: hidden states of the rows that reach the head."""
@@ -125,22 +101,25 @@ class ModelRunner:
         if not chunks:
             return Step(parts, None)
         token_ids: list[int] = []
-        positions: list[IntArray] = []
+        positions: list[Positions] = []
         rows: list[int] = []
         for part in parts:
             sequence, count = part.chunk.sequence, part.chunk.count
             start, end = sequence.computed, sequence.computed + count
             token_ids += sequence.token_ids[start:end]
-            positions.append(np.arange(start, end, dtype=np.int64))
+            positions.append(_mode(sequence).positions(start, count))
             # The chunk's last rows, of which there are as many as it sends to the head.
             rows += range(len(token_ids) - (part.end - part.first), len(token_ids))
-        attention = self._ops.cached_attention(
-            [(self._caches[chunk.sequence.id], chunk.count) for chunk in chunks]
-        )
+        caches = [
+            (PagedCache(self.storage, one.sequence.pages, one.sequence.computed), one.count)
+            for one in chunks
+        ]
+        patterns = [_mode(one.sequence).pattern for one in chunks]
+        attention = self._ops.cached_attention(caches, patterns)
         hidden = self._network(
             self._ops,
             np.asarray(token_ids, dtype=np.int64),
-            np.concatenate(positions),
+            _side_by_side(positions),
             attention,
             np.asarray(rows, dtype=np.int64),
         )
@@ -200,6 +179,12 @@ class ModelRunner:
         return scored
 
 
+def new_storage(config: Qwen3Config, ops: Operations, pages: int) -> KvPages:
+    """Storage for keys and values of a model."""
+    heads, head_dim = config.num_key_value_heads, config.head_dim
+    return ops.new_pool(config.num_hidden_layers, heads, head_dim, pages)
+
+
 def _network(weights: Qwen3Weights, ops: Operations) -> Network:
     """The forward pass over these weights, recorded where the operations can do that."""
 
@@ -208,7 +193,7 @@ def _network(weights: Qwen3Weights, ops: Operations) -> Network:
         weights = smooth_keys(weights, ops)
 
     def run(
-        ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+        ops: Any, token_ids: IntArray, positions: Array, attention: Any, rows: IntArray
     ) -> Array:
         return forward(weights, token_ids, positions, attention, ops, rows=rows).final
 
@@ -247,6 +232,19 @@ def _bias(sequence: Sequence) -> tuple[IntArray, FloatArray]:
     return np.array(list(bias), dtype=np.int64), np.array(list(bias.values()), dtype=np.float32)
 
 
+def _mode(sequence: Sequence) -> AttentionMode:
+    """All of it, not only what the scheduler has to know."""
+    return cast(AttentionMode, sequence.mode)
+
+
+def _side_by_side(positions: list[Positions]) -> Positions:
+    """`[Q, T]`: sequences of fewer variants than others have their first instead."""
+    variants = max(len(one) for one in positions)
+    return np.concatenate(
+        [np.concatenate((one, *[one[:1]] * (variants - len(one)))) for one in positions], axis=1
+    )
+
+
 def _rows_for_head(chunks: tuple[Chunk, ...]) -> tuple[ChunkRows, ...]:
     """Which rows of each chunk reach the head, numbered through all chunks."""
     parts: list[ChunkRows] = []
@@ -254,7 +252,7 @@ def _rows_for_head(chunks: tuple[Chunk, ...]) -> tuple[ChunkRows, ...]:
     for chunk in chunks:
         sequence = chunk.sequence
         targets: tuple[int, ...] = ()
-        if sequence.request.prompt_logprobs is not None:
+        if sequence.scoring:
             following = slice(sequence.computed + 1, sequence.computed + chunk.count + 1)
             targets = sequence.request.prompt_ids[following]
         parts.append(ChunkRows(chunk, first, targets))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fourbee.engine.sampling import SamplingParams
+from fourbee.model.attention_modes import ModeName
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -23,6 +24,12 @@ class Request:
     params: SamplingParams
     # Log-probabilities of the prompt's own tokens, with this many alternatives; None = not asked.
     prompt_logprobs: int | None = None
+    priority: int = 0  # smaller goes first
+    # Whose the text is: keys and values are shared within a namespace only.
+    namespace: str = ""
+    attention: ModeName = "dense"
+    # A conversation whose tokens are remembered, so that its next turn goes on from them.
+    context_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Finished:
     request_id: str
     reason: FinishReason
     error: str | None = None
+    # Tokens of the prompt, and how many of them had keys and values already.
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 Event = PromptScored | TokenGenerated | Finished

@@ -1,17 +1,21 @@
-"""Who runs next: continuous batching with chunked prefill, first come, first served.
+"""Who runs next: continuous batching, prompts in chunks beside answers, pages for all of them.
 
-Each step, every running request that needs one token gets its row, then prompts are read in order
-of arrival until the step's budget of rows is spent; requests join and leave between steps. No
-arrays here, and no model: it is tested with random traces in milliseconds. It never preempts.
+Order is by priority, then by arrival. Each step every running request that needs one token gets
+its row; what is left of the step's time is for prompts: half for the first of them, so that it
+always moves on, half for the shortest, so that they need not wait for long ones. Where pages are
+short, the last in order gives its own back and waits again (its pages stay cached as long as they
+can). No arrays here, and no model: it is tested with random traces in milliseconds.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from bisect import insort
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from fourbee.engine.kv_cache import KvCache
 from fourbee.engine.sequence import Sequence
+from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import CapacityError, UsageError
 
 
@@ -22,17 +26,19 @@ class EngineSettings:
     max_running: int = 16  # requests computed at the same time
     max_waiting: int = 256  # requests that wait for that; more are refused
     max_step_tokens: int = 512  # rows of one step, prompts and answers together
-    context_length: int | None = None  # tokens a request, answer included; None = the model's
-    # Positions kept of finished requests, so that a prompt that goes on from one is read quickly.
-    max_idle_tokens: int = 8192
+    # Predicted milliseconds of a step in which somebody waits for the next token of an answer.
+    max_step_ms: int = 250
+    # Tokens a request, answer included; None = the model's. Less where memory is short.
+    context_length: int | None = None
+    window: int = 4096  # of requests that stream: positions that they see
+    kv_pages: int | None = None  # pages of 64 tokens in memory; None = as many as are of use
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "max_idle_tokens" else 1
-            if value is not None and value < least:
+            if value is not None and value < 1:
                 raise UsageError(
-                    f"{field.name} = {value}: expected at least {least}", parameter=field.name
+                    f"{field.name} = {value}: expected at least 1", parameter=field.name
                 )
         if self.max_step_tokens <= self.max_running:
             raise UsageError(
@@ -56,19 +62,16 @@ class Chunk:
 
 
 class Scheduler:
-    """A bounded queue of waiting sequences and the running ones, both in order of arrival."""
+    """A bounded queue of waiting sequences and the running ones, each in order of rank."""
 
-    def __init__(
-        self, settings: EngineSettings, start: Callable[[Sequence], int] = lambda sequence: 0
-    ) -> None:
-        """`start` is called once when a sequence begins to run.
-
-        It returns how many tokens are computed already, less than the prompt has.
-        """
+    def __init__(self, settings: EngineSettings, kv: KvCache, cost: StepCost | None = None) -> None:
+        """`kv` must have the pages of the longest sequence that is ever added."""
         self._settings = settings
-        self._start = start
-        self.waiting: deque[Sequence] = deque()
-        self.running: deque[Sequence] = deque()
+        self._kv = kv
+        self.cost = cost or StepCost()
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._arrivals = 0
 
     @property
     def has_room(self) -> bool:
@@ -83,39 +86,120 @@ class Scheduler:
                 f"{limit} requests are waiting already (max_waiting = {limit}): try again later"
             )
         assert sequence.state == "waiting"
-        self.waiting.append(sequence)
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        insort(self.waiting, sequence, key=_rank)
 
     def schedule(self) -> tuple[Chunk, ...]:
-        """The chunks of the next step, at most `max_step_tokens` rows; empty when all is done.
+        """The chunks of the next step; empty when all is done, or waits for the disk.
 
         The caller moves `computed` on before the next call, and removes what has ended.
         """
-        chunks: list[Chunk] = []
-        budget = self._settings.max_step_tokens
-        for sequence in self._by_turn():
-            count = min(sequence.uncomputed, budget)
-            chunks.append(Chunk(sequence, count))
-            budget -= count
-            if not budget:
-                break
-        return tuple(chunks)
+        self._admit()
+        step = _Step(self._settings, self.cost)
+        for sequence in [one for one in self.running if one.uncomputed == 1]:
+            if sequence in self.running:  # it may have had to give its pages back since
+                self._give_rows(sequence, 1, step)
+        for sequence, share in self._readers():
+            if sequence not in self.running:
+                continue
+            if sequence.restoring:
+                self._kv.restore(sequence)
+            if not sequence.restoring:
+                self._give_rows(sequence, step.rows_for(sequence, share), step)
+        return tuple(Chunk(sequence, count) for sequence, count in step.counts.items())
 
-    def remove(self, sequence: Sequence) -> None:
-        """Ends a sequence wherever it stands."""
+    def remove(self, sequence: Sequence, reusable: bool = True) -> None:
+        """Ends a sequence wherever it stands; `reusable` as in `KvCache.release`."""
         queue = self.waiting if sequence.state == "waiting" else self.running
         queue.remove(sequence)
+        self._kv.release(sequence, reusable)
         sequence.state = "finished"
 
-    def _by_turn(self) -> Iterator[Sequence]:
-        """Those that need one row, then those that read their prompt, then new ones as they fit.
-
-        Lazy: a waiting sequence starts only when rows are left for it.
-        """
-        yield from sorted(self.running, key=lambda sequence: sequence.uncomputed > 1)
-        while self.waiting and len(self.running) < self._settings.max_running:
-            sequence = self.waiting.popleft()
+    def _admit(self) -> None:
+        """Starts waiting sequences in order, as long as there are places and pages."""
+        for sequence in tuple(self.waiting):
+            if len(self.running) >= self._settings.max_running:
+                last = self.running[-1]
+                if last.request.priority <= sequence.request.priority:
+                    break
+                self._preempt(last)
+            if self.running and self._kv.room < sequence.room_needed:
+                break
+            # What another is reading just now will be shared when it is there.
+            if self._kv.waits_for(sequence, self.running):
+                continue
+            self.waiting.remove(sequence)
+            self._kv.start(sequence)
+            assert 0 <= sequence.computed < len(sequence.token_ids)
             sequence.state = "running"
-            self.running.append(sequence)
-            sequence.computed = self._start(sequence)
-            assert 0 <= sequence.computed < sequence.prompt_length
-            yield sequence
+            insort(self.running, sequence, key=_rank)
+
+    def _readers(self) -> Iterator[tuple[Sequence, float]]:
+        """Those that read their prompts, and their shares of what is left of the step."""
+        reading = [one for one in self.running if one.uncomputed > 1]
+        if len(reading) > 1:
+            yield reading[0], 0.5
+            yield from ((one, 1.0) for one in sorted(reading[1:], key=lambda one: one.uncomputed))
+        # Alone, or once more with what others left.
+        yield from ((one, 1.0) for one in reading[:1])
+
+    def _give_rows(self, sequence: Sequence, count: int, step: _Step) -> None:
+        """As many of `count` rows more as there are pages for, in this step."""
+        before = step.counts.get(sequence, 0)
+        count = min(count, sequence.uncomputed - before)
+        if count <= 0:
+            return
+        start = sequence.computed + before
+        there = self._kv.reserve(sequence, start + count)
+        while there <= start and (last := self.running[-1]) is not sequence:
+            self._preempt(last)
+            step.counts.pop(last, None)
+            there = self._kv.reserve(sequence, start + count)
+        if there > start:
+            step.take(sequence, there - start)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to its place in the queue; it is computed anew from what is then still cached."""
+        self.running.remove(sequence)
+        self._kv.release(sequence, reusable=True)
+        sequence.computed = 0
+        if sequence.scoring:
+            sequence.prompt_scores.clear()
+        sequence.state = "waiting"
+        insort(self.waiting, sequence, key=_rank)
+
+
+class _Step:
+    """The rows of a step as they are given out."""
+
+    def __init__(self, settings: EngineSettings, cost: StepCost) -> None:
+        self.counts: dict[Sequence, int] = {}
+        self._rows = settings.max_step_tokens
+        self._milliseconds = float(settings.max_step_ms)
+        self._cost = cost
+        self._answering = False
+
+    def take(self, sequence: Sequence, count: int) -> None:
+        start = sequence.computed + self.counts.get(sequence, 0)
+        self.counts[sequence] = self.counts.get(sequence, 0) + count
+        self._rows -= count
+        if sequence.uncomputed == 1:
+            self._answering = True
+        else:
+            self._milliseconds -= self._cost.milliseconds(start, count)
+
+    def rows_for(self, sequence: Sequence, share: float) -> int:
+        """Rows that a share of what is left allows: of the rows, and of the time if it matters."""
+        most = min(sequence.uncomputed, int(self._rows * share + 0.5))
+        if most <= 0 or not self._answering:
+            return max(most, 0)
+        start = sequence.computed + self.counts.get(sequence, 0)
+        left = self._milliseconds * share
+        if left <= 0:
+            return 0
+        return self._cost.rows_within(start, most, left)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

@@ -22,6 +22,7 @@ from fourbee.engine.sampling import SamplingParams
 from fourbee.kernels.backends import native_built, open_operations, pack_fast
 from fourbee.kernels.operations import FloatArray, Operations, PlanningOperations
 from fourbee.kernels.packed import block_bytes, unpack
+from fourbee.kernels.paged_cache import own_cache
 from fourbee.model.calibrated import CalibratedRounding
 from fourbee.model.gguf_checkpoint import ModelTensors
 from fourbee.model.gguf_quants import WRITTEN, encode
@@ -163,9 +164,8 @@ class Network:
     def logits(self, tokens: Sequence[int], first: int) -> FloatArray:
         """`[R, V]`, those of the rows from `first` on."""
         config, ops = self.weights.config, self.ops
-        cache = ops.new_cache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        )  # fmt: skip
+        heads, head_dim = config.num_key_value_heads, config.head_dim
+        cache = own_cache(ops, config.num_hidden_layers, heads, head_dim, len(tokens))
         attention = ops.cached_attention([(cache, len(tokens))])
         ids, positions = np.array(tokens, dtype=np.int64), np.arange(len(tokens))
         rows = np.arange(first, len(tokens))

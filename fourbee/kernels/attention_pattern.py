@@ -129,12 +129,20 @@ class PageLists:
         return Spans(np.concatenate(offsets), np.concatenate(parts))
 
 
-def variant_table(pattern: AttentionPattern, start: int, count: int) -> IntArray:
-    """`[count, start + count]`: the variant that each row scores each key with; -1 for none."""
-    table = np.full((count, start + count), -1, dtype=np.int64)
+def variant_table(
+    pattern: AttentionPattern, start: int, count: int, positions: IntArray | None = None
+) -> IntArray:
+    """`[count, S]`: the variant that each row scores each key with; -1 for none.
+
+    `positions` are those of the S keys, ascending: all up to the last row's where they are None.
+    """
+    if positions is None:
+        positions = np.arange(start + count)
+    table = np.full((count, len(positions)), -1, dtype=np.int64)
     spans = pattern.spans(start, count)
     rows = np.repeat(np.arange(count), np.diff(spans.offsets))
-    for row, (begin, end, variant) in zip(rows, spans.ranges, strict=True):
+    begins, ends = (np.searchsorted(positions, spans.ranges[:, side]) for side in (0, 1))
+    for row, begin, end, variant in zip(rows, begins, ends, spans.ranges[:, 2], strict=True):
         table[row, begin:end] = variant
     return table
 

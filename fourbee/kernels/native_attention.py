@@ -1,56 +1,49 @@
 """Attention of the native kernels over paged keys and values.
 
-A cache is a list of pages of 64 positions out of one pool; pages go back to it when the cache is
-no longer held. Shared pages and pages on the disk are not here.
+The pages of a step's sequences lie in one pool, in whatever order.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fourbee.kernels import _native
-from fourbee.kernels.attention_pattern import PAGE_KEYS, AttentionPattern, Causal, step_spans
+from fourbee.kernels.attention_pattern import AttentionPattern, Causal, step_spans
 from fourbee.kernels.operations import FloatArray, IntArray
+from fourbee.kernels.paged_cache import PagedCache
 
-_NO_SLOPES = np.empty(0, dtype=np.float32)
 
+class NativePages:
+    """A pool of the kernels: `fourbee/kernels/paged_cache.py` says what it is."""
 
-class NativeCache:
-    """Keys and values of one sequence."""
-
-    def __init__(self, pool: _native.KvPool, layers: int) -> None:
-        self.pool = pool
-        self.layers = layers
-        self.pages: list[int] = []
-        self.length = 0
-        weakref.finalize(self, _release, pool, self.pages)
+    def __init__(self, native: _native.KvPool, kind: str) -> None:
+        self.native = native
+        self.kind = kind
 
     @property
-    def capacity(self) -> int:
-        return len(self.pages) * PAGE_KEYS
+    def pages(self) -> int:
+        return self.native.pages
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in all."""
-        while self.capacity < length:
-            self.pages.append(self.pool.allocate())
+    @property
+    def page_bytes(self) -> int:
+        return self.native.page_bytes
 
-    def fork(self, length: int) -> NativeCache:
-        """An independent copy of the first `length` positions."""
-        assert 0 <= length <= self.length
-        copy = NativeCache(self.pool, self.layers)
-        copy.reserve(length)
-        for source, target in zip(self.pages, copy.pages, strict=False):
-            self.pool.copy(source, target)
-        copy.length = length
-        return copy
+    def clear(self, page: int) -> None:
+        self.native.clear(page)
+
+    def copy(self, source: int, target: int) -> None:
+        self.native.copy(source, target)
+
+    def read(self, page: int) -> memoryview:
+        return self.native.view(page).data
+
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        return read_into(self.native.view(page).data)
 
 
-def _release(pool: _native.KvPool, pages: list[int]) -> None:
-    while pages:
-        pool.release(pages.pop())
+_NO_SLOPES = np.empty(0, dtype=np.float32)
 
 
 class PagedAttention:
@@ -62,17 +55,18 @@ class PagedAttention:
 
     def __init__(
         self,
-        chunks: Sequence[tuple[NativeCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> None:
         self._caches = tuple(cache for cache, _ in chunks)
+        assert len({id(cache.pool) for cache in self._caches}) <= 1, "a step has one pool"
         self._counts = np.array([count for _, count in chunks], dtype=np.int64)
         self._starts = np.array([cache.length for cache in self._caches], dtype=np.int64)
         pages: list[int] = []
         offsets = [0]
         for cache, count in chunks:
-            cache.reserve(cache.length + count)
+            assert cache.capacity >= cache.length + count
             pages += cache.pages
             offsets.append(len(pages))
         self._pages = np.array(pages, dtype=np.int64)
@@ -93,7 +87,9 @@ class PagedAttention:
     @property
     def pool(self) -> _native.KvPool:
         """The pool of all the caches' pages."""
-        return self._caches[0].pool
+        pool = self._caches[0].pool
+        assert isinstance(pool, NativePages), "a pool belongs to the operations that made it"
+        return pool.native
 
     @property
     def sequences(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
@@ -122,6 +118,6 @@ class PagedAttention:
                 self.pool, layer, query_QTHK, key_TGK, value_TGK, *self.sequences, *self._spans,
                 context_THK,
             )  # fmt: skip
-        if layer == self._caches[0].layers - 1:
+        if layer == self.pool.layers - 1:
             self.advance()
         return context_THK.reshape(rows, num_heads * head_dim)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fourbee.foundation.errors import UsageError
+from fourbee.foundation.errors import CapacityError, UsageError
 from fourbee.kernels import _native, native_head
 from fourbee.kernels.attention_pattern import AttentionPattern
-from fourbee.kernels.native_attention import NativeCache, PagedAttention
+from fourbee.kernels.native_attention import NativePages, PagedAttention
 from fourbee.kernels.native_plan import Plan
 from fourbee.kernels.numpy_ops import NumpyOperations, heads
 from fourbee.kernels.operations import (
@@ -32,12 +32,12 @@ from fourbee.kernels.operations import (
     Network,
     Operations,
     Rotary,
-    SequenceCache,
 )
 from fourbee.kernels.packed import (
     BLOCK_ROWS,
     GROUP,
     NOT_FINITE,
+    PACKER,
     PACKINGS,
     Kind,
     Method,
@@ -48,6 +48,7 @@ from fourbee.kernels.packed import (
     scales_finite,
     unpack,
 )
+from fourbee.kernels.paged_cache import KvPages, PagedCache
 from fourbee.kernels.rounding import TOO_LARGE
 
 # What the weights of a checkpoint are kept in, by the compute type; and its keys and values.
@@ -100,7 +101,10 @@ class NativeOperations(NumpyOperations):
     def __init__(self, kv_kind: Kind, packing: Packing) -> None:
         super().__init__()
         self.kv_kind, self.packing = kv_kind, packing
-        self._pools: dict[tuple[int, int, int], _native.KvPool] = {}
+
+    @property
+    def numerics(self) -> str:
+        return f"native {PACKER} {_native.isa()} {self.packing}"
 
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         if array.ndim != 2:
@@ -196,24 +200,27 @@ class NativeOperations(NumpyOperations):
         _native.gated_mlp(residual_TD, norm_D, eps, *three, [*map(_adapters, deltas or ())])
         return residual_TD
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> KvPages:
         if head_dim % 16:
             raise UsageError(
                 f"head_dim = {head_dim}: native operations need a multiple of 16; "
                 "use another backend"
             )
-        return NativeCache(self._pool(layers, kv_heads, head_dim), layers)
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
-        return _own(cache).fork(length)
+        try:
+            pool = _native.KvPool(layers, kv_heads, head_dim, self.kv_kind, pages)
+        except MemoryError:
+            raise CapacityError(
+                f"the system does not give {pages} pages of keys and values: lower --max-context"
+            ) from None
+        return NativePages(pool, self.kv_kind)
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> Attention:
-        return PagedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
+        return PagedAttention(chunks, patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         weight = head.weight
@@ -234,11 +241,8 @@ class NativeOperations(NumpyOperations):
     def planned(self, network: Network) -> Network:
         return Plan(network, self)
 
-    def _pool(self, layers: int, kv_heads: int, head_dim: int) -> _native.KvPool:
-        shape = (layers, kv_heads, head_dim)
-        if shape not in self._pools:
-            self._pools[shape] = _native.KvPool(*shape, self.kv_kind)
-        return self._pools[shape]
+    def interrupt(self) -> None:
+        _native.abort()
 
 
 def pack_natively(
@@ -283,8 +287,3 @@ def _weights(packed: PackedMatrix) -> _native.PackedWeights:
     return _native.PackedWeights(
         packed.kind, packed.rows, packed.columns, packed.group, packed.rotated, packed.data
     )
-
-
-def _own(cache: SequenceCache) -> NativeCache:
-    assert isinstance(cache, NativeCache), "a cache belongs to the operations that made it"
-    return cache

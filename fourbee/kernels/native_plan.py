@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fourbee.foundation.errors import CapacityError
 from fourbee.kernels import _native
 from fourbee.kernels.native_attention import PagedAttention
 from fourbee.kernels.operations import (
@@ -27,6 +26,7 @@ from fourbee.kernels.operations import (
     Network,
     Operations,
     Rotary,
+    StepInterrupted,
 )
 
 
@@ -148,11 +148,11 @@ class Plan:
         self,
         ops: Operations,
         token_ids: IntArray,
-        positions: IntArray,
+        positions: Array,
         attention: Attention,
         rows: IntArray,
     ) -> FloatArray:
-        """The result `[R, D]`; CapacityError when the step was aborted on its way.
+        """The result `[R, D]`; StepInterrupted when it was told to end.
 
         Plans hold plain causal attention: steps with patterns or slopes run operation by operation.
         """
@@ -161,13 +161,13 @@ class Plan:
             out: FloatArray = self._network(ops, token_ids, positions, attention, rows)
             return out
         frequencies, scale = self._frequencies
-        rotary = ops.rotary(frequencies, positions[None], scale)
+        rotary = ops.rotary(frequencies, np.atleast_2d(positions)[:1], scale)
         out = np.empty((len(rows), self._width), dtype=np.float32)
         if not self._native.run(
             attention.pool, token_ids, rows, rotary.cos[0], rotary.sin[0], *attention.sequences,
             self._result, out,
         ):  # fmt: skip
-            raise CapacityError("the step was aborted")
+            raise StepInterrupted
         attention.advance()
         return out
 

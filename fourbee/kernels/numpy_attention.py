@@ -1,55 +1,67 @@
-"""Attention in NumPy over per-sequence caches: what serves where nothing faster can be had."""
+"""Attention in NumPy over pages: what serves where nothing faster can be had."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fourbee.kernels.attention_pattern import AttentionPattern, Causal, variant_table
+from fourbee.kernels.attention_pattern import (
+    PAGE_KEYS,
+    AttentionPattern,
+    Causal,
+    variant_table,
+)
 from fourbee.kernels.operations import FloatArray, IntArray
+from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
 
-# Positions a cache grows by at least; it doubles beyond that.
-_FIRST_CAPACITY = 256
 # Scores that exist at a time (64 MB).
 _MOST_SCORES = 1 << 24
 
 
-class NumpyCache:
-    """Keys and values of one sequence, `[layers, G, capacity, K]` each."""
+class NumpyPages:
+    """Pages `[pages, layers, 2, G, 64, K]`: keys, then values."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
-        self.keys = np.empty((layers, kv_heads, 0, head_dim), dtype=np.float32)
-        self.values = np.empty_like(self.keys)
-        self.length = 0
+    kind = "float32"
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> None:
+        self.array = np.zeros((pages, layers, 2, kv_heads, PAGE_KEYS, head_dim), dtype=np.float32)
 
     @property
-    def capacity(self) -> int:
-        return int(self.keys.shape[2])
+    def pages(self) -> int:
+        return len(self.array)
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in all, keeping what is filled."""
-        if length > self.capacity:
-            capacity = max(_FIRST_CAPACITY, 2 * self.capacity, length)
-            self.keys = self._grown(self.keys, capacity)
-            self.values = self._grown(self.values, capacity)
+    @property
+    def page_bytes(self) -> int:
+        return int(self.array[0].nbytes)
 
-    def fork(self, length: int) -> NumpyCache:
-        """An independent copy of the first `length` positions."""
-        assert 0 <= length <= self.length
-        layers, kv_heads, _, head_dim = self.keys.shape
-        copy = NumpyCache(layers, kv_heads, head_dim)
-        copy.reserve(length)
-        copy.keys[:, :, :length] = self.keys[:, :, :length]
-        copy.values[:, :, :length] = self.values[:, :, :length]
-        copy.length = length
-        return copy
+    def clear(self, page: int) -> None:
+        self.array[page] = 0
 
-    def _grown(self, old: FloatArray, capacity: int) -> FloatArray:
-        layers, kv_heads, _, head_dim = old.shape
-        new = np.empty((layers, kv_heads, capacity, head_dim), dtype=np.float32)
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def copy(self, source: int, target: int) -> None:
+        self.array[target] = self.array[source]
+
+    def read(self, page: int) -> memoryview:
+        view: memoryview = self.array[page].data
+        return view.cast("B")
+
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        return read_into(self.read(page))
+
+    def store(self, cache: PagedCache, layer: int, start: int, rows_2TGK: FloatArray) -> None:
+        """Writes keys and values of the positions from `start` on."""
+        positions = np.arange(start, start + rows_2TGK.shape[1])
+        pages = np.array(cache.pages, dtype=np.int64)[positions // PAGE_KEYS]
+        for part, rows in enumerate(rows_2TGK):
+            self.array[pages, layer, part, :, positions % PAGE_KEYS] = rows
+
+    def load(self, cache: PagedCache, layer: int, part: int, end: int) -> FloatArray:
+        """Keys (part 0) or values (1) of `held_positions(cache, end)`, `[G, S, K]`."""
+        table = np.array(cache.pages[: -(-end // PAGE_KEYS)], dtype=np.int64)
+        pages = table[table != DROPPED]
+        rows: FloatArray = self.array[pages, layer, part].transpose(1, 0, 2, 3)
+        joined: FloatArray = rows.reshape(len(rows), -1, rows.shape[-1])
+        return joined[:, : joined.shape[1] - (-end % PAGE_KEYS)]
 
 
 class NumpyAttention:
@@ -57,7 +69,7 @@ class NumpyAttention:
 
     def __init__(
         self,
-        chunks: Sequence[tuple[NumpyCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> None:
@@ -66,8 +78,7 @@ class NumpyAttention:
         self._slopes = slopes
         # Lengths before this step: each layer writes behind them, the last layer moves them on.
         self._starts = tuple(cache.length for cache, _ in chunks)
-        for cache, count in chunks:
-            cache.reserve(cache.length + count)
+        assert all(cache.capacity >= cache.length + count for cache, count in chunks)
 
     def __call__(
         self, layer: int, query_QTHK: FloatArray, key_TGK: FloatArray, value_TGK: FloatArray
@@ -77,18 +88,21 @@ class NumpyAttention:
         steps = zip(self._chunks, self._starts, self._patterns, strict=True)
         for (cache, count), start, pattern in steps:
             rows, end = slice(row, row + count), start + count
-            cache.keys[layer][:, start:end] = key_TGK[rows].transpose(1, 0, 2)
-            cache.values[layer][:, start:end] = value_TGK[rows].transpose(1, 0, 2)
-            keys_GSK, values_GSK = cache.keys[layer][:, :end], cache.values[layer][:, :end]
+            pool = cache.pool
+            assert isinstance(pool, NumpyPages), "a pool belongs to the operations that made it"
+            pool.store(cache, layer, start, np.stack((key_TGK[rows], value_TGK[rows])))
+            keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
             if self._slopes is None and isinstance(pattern, Causal):
                 _attend(query_QTHK[0, rows], keys_GSK, values_GSK, context_THK[rows])
             else:
-                seen_by = variant_table(pattern, start, count)
-                query = query_QTHK[:, rows]
+                positions = held_positions(cache, end)
+                seen_by = variant_table(pattern, start, count, positions)
+                distances = np.arange(start, end)[:, None] - positions
                 _attend_pattern(
-                    query, keys_GSK, values_GSK, seen_by, self._slopes, context_THK[rows]
-                )
-            if layer == len(cache.keys) - 1:
+                    query_QTHK[:, rows], keys_GSK, values_GSK, seen_by, distances, self._slopes,
+                    context_THK[rows],
+                )  # fmt: skip
+            if layer == pool.array.shape[1] - 1:
                 cache.length = end
             row += count
         count, num_heads, head_dim = context_THK.shape
@@ -125,12 +139,13 @@ def _attend_pattern(
     keys_GSK: FloatArray,
     values_GSK: FloatArray,
     variants_TS: IntArray,
+    distances_TS: IntArray,
     slopes_H: FloatArray | None,
     out_THK: FloatArray,
 ) -> None:
     """Attention of rows to the keys that `variants_TS` gives a variant, one row at a time."""
     _, count, num_heads, head_dim = query_QTHK.shape
-    groups, length, _ = keys_GSK.shape
+    groups = len(keys_GSK)
     scale = np.float32(head_dim**-0.5)
     for row in range(count):
         seen = np.flatnonzero(variants_TS[row] >= 0)
@@ -141,7 +156,7 @@ def _attend_pattern(
             its = variants_TS[row, seen] == variant
             scores[..., its] = query_QGHK[variant] @ keys_GNK[:, its].transpose(0, 2, 1)
         if slopes_H is not None:
-            distances = (length - count + row - seen).astype(np.float32)
+            distances = distances_TS[row, seen].astype(np.float32)
             scores -= slopes_H.reshape(groups, -1, 1) * distances
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.kernels.attention_pattern import AttentionPattern
-from fourbee.kernels.numpy_attention import NumpyAttention, NumpyCache
+from fourbee.kernels.numpy_attention import NumpyAttention, NumpyPages
 from fourbee.kernels.numpy_sampling import score_targets, select_tokens
 from fourbee.kernels.operations import (
     Attention,
@@ -23,13 +23,17 @@ from fourbee.kernels.operations import (
     Linear,
     LowRank,
     Rotary,
-    SequenceCache,
 )
 from fourbee.kernels.packed import hadamard_128
+from fourbee.kernels.paged_cache import KvPages, PagedCache
 
 
 class NumpyOperations:
     """`Operations` over NumPy arrays."""
+
+    @property
+    def numerics(self) -> str:
+        return "numpy"
 
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Any:
         return np.array(array, dtype=np.float32)
@@ -45,9 +49,11 @@ class NumpyOperations:
         return rows
 
     def rotary(self, inverse_frequencies: FloatArray, positions: IntArray, scale: float) -> Rotary:
-        angles = positions.astype(np.float32)[..., None] * inverse_frequencies
+        kind = np.float64 if positions.dtype == np.float64 else np.float32
+        angles = np.multiply(positions[..., None], inverse_frequencies, dtype=kind)
+        cos, sin = (x.astype(np.float32, copy=False) for x in (np.cos(angles), np.sin(angles)))
         factor = np.float32(scale)
-        return Rotary(np.cos(angles) * factor, np.sin(angles) * factor)
+        return Rotary(cos * factor, sin * factor)
 
     def norm(self, x_TD: FloatArray, weight_D: FloatArray, eps: float) -> FloatArray:
         squares = np.square(x_TD).mean(-1, keepdims=True)
@@ -121,19 +127,16 @@ class NumpyOperations:
     def select_rows(self, x_TD: FloatArray, rows: IntArray) -> FloatArray:
         return x_TD[rows]
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
-        return NumpyCache(layers, kv_heads, head_dim)
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
-        return _own(cache).fork(length)
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> KvPages:
+        return NumpyPages(layers, kv_heads, head_dim, pages)
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> Attention:
-        return NumpyAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
+        return NumpyAttention(chunks, patterns, slopes)
 
     def head(self, hidden_RD: FloatArray, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head), request)
@@ -147,11 +150,6 @@ class NumpyOperations:
 def heads(x_TN: FloatArray, head_dim: int) -> FloatArray:
     """`[T, N]` as heads `[T, N / head_dim, head_dim]`."""
     return x_TN.reshape(len(x_TN), x_TN.shape[1] // head_dim, head_dim)
-
-
-def _own(cache: SequenceCache) -> NumpyCache:
-    assert isinstance(cache, NumpyCache), "a cache belongs to the operations that made it"
-    return cache
 
 
 def _rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from fourbee.kernels.attention_pattern import AttentionPattern
     from fourbee.kernels.packed import PackedMatrix
+    from fourbee.kernels.paged_cache import KvPages, PagedCache
 
 Array = Any
 IntArray = npt.NDArray[np.int64]
@@ -73,18 +74,6 @@ class Attention(Protocol):
     ) -> Array: ...
 
 
-class SequenceCache(Protocol):
-    """Keys and values of one sequence, all layers; `length` positions are filled."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def capacity(self) -> int:
-        """Positions that fit before the cache grows."""
-        ...
-
-
 @dataclass(frozen=True)
 class HeadRequest:
     """How R rows are turned into tokens. Arrays have one entry a row.
@@ -123,6 +112,11 @@ class HeadResult:
 class Operations(Protocol):
     """What the network, the loader and the engine ask of a backend."""
 
+    @property
+    def numerics(self) -> str:
+        """A name for everything that decides the bits of its results, besides what it is given."""
+        ...
+
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Array:
         """A backend array in the compute type; the NumPy array may be read-only and is not kept.
 
@@ -143,7 +137,11 @@ class Operations(Protocol):
         ...
 
     def rotary(self, inverse_frequencies: FloatArray, positions: Array, scale: float) -> Rotary:
-        """Tables for positions `[Q, T]` and frequencies `[K/2]`; values times `scale`."""
+        """Tables for positions `[Q, T]` and frequencies `[K/2]`; values times `scale`.
+
+        Angles of whole positions are float32, as in transformers: their errors grow with the
+        position. Those of float64 positions are float64.
+        """
         ...
 
     def norm(self, x_TD: Array, weight_D: Array, eps: float) -> Array:
@@ -199,23 +197,21 @@ class Operations(Protocol):
         """Rows `[R, D]` of `x_TD`."""
         ...
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> SequenceCache:
-        """An empty cache for one sequence; it grows as attention writes into it."""
-        ...
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> SequenceCache:
-        """An independent copy of the first `length` positions."""
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> KvPages:
+        """Storage for keys and values. UsageError for a width that the backend does not have;
+        CapacityError where the memory cannot be had."""
         ...
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> Attention:
         """Attention of a step whose rows are, in order, `count` new rows of each cache.
 
-        The new rows follow the cache's filled positions; the caches are written and grow.
+        The new rows follow the cache's filled positions, on pages that it has already; they are
+        written there, and `length` moves on.
         `patterns`: for each cache what its rows see; None for all keys up to their own. `slopes`
         `[H]`: `slope * distance` is taken off every score (ALiBi, Press et al. 2021).
         """
@@ -236,11 +232,15 @@ class Operations(Protocol):
         ...
 
 
+class StepInterrupted(Exception):
+    """A network was told to end early: nothing that it was to compute is there."""
+
+
 class Network(Protocol):
     """What a step computes, the weights within: hidden states `[R, D]` of the rows that go on."""
 
     def __call__(
-        self, ops: Any, token_ids: IntArray, positions: IntArray, attention: Any, rows: IntArray
+        self, ops: Any, token_ids: IntArray, positions: Array, attention: Any, rows: IntArray
     ) -> Array: ...
 
 
@@ -255,6 +255,13 @@ class PlanningOperations(Protocol):
 
     def planned(self, network: Network) -> Network:
         """The same network, recorded: the same bits with less between the kernels."""
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: the recorded network that runs, or else the next one, ends early.
+
+        It raises StepInterrupted after the operation at hand.
+        """
         ...
 
 

@@ -1,63 +1,91 @@
-"""Attention in PyTorch: over per-sequence caches (serving) and over packed documents (training).
+"""Attention in PyTorch: over pages (serving) and over packed documents (training).
 
-Both satisfy the `Attention` contract of `operations.py`. Not paged: a cache is one growing block a
-sequence, so that a sequence's arithmetic does not depend on what else is in the batch.
+Both satisfy the `Attention` contract of `operations.py`. A sequence's pages are gathered before
+they are attended, one sequence at a time, so that its arithmetic does not depend on the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourbee.kernels.attention_pattern import AttentionPattern, Causal, variant_table
-from fourbee.kernels.operations import FloatArray
+from fourbee.kernels.attention_pattern import (
+    PAGE_KEYS,
+    AttentionPattern,
+    Causal,
+    variant_table,
+)
+from fourbee.kernels.operations import FloatArray, IntArray
+from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
 
-# Positions a cache grows by at least; it doubles beyond that.
-_FIRST_CAPACITY = 256
 
-
-class TorchCache:
-    """Keys and values of one sequence, `[layers, G, capacity, K]` each."""
+class TorchPages:
+    """Pages `[pages, layers, 2, G, 64, K]`: keys, then values."""
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        pages: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (layers, kv_heads, 0, head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        shape = (pages, layers, 2, kv_heads, PAGE_KEYS, head_dim)
+        self.tensor = torch.zeros(shape, device=device, dtype=dtype)
 
     @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
+    def pages(self) -> int:
+        return len(self.tensor)
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in all, keeping what is filled."""
-        if length <= self.capacity:
-            return
-        capacity = max(_FIRST_CAPACITY, 2 * self.capacity, length)
-        self.keys = self._grown(self.keys, capacity)
-        self.values = self._grown(self.values, capacity)
+    @property
+    def page_bytes(self) -> int:
+        return self.tensor[0].nbytes
 
-    def fork(self, length: int) -> TorchCache:
-        """An independent copy of the first `length` positions."""
-        assert 0 <= length <= self.length
-        layers, kv_heads, _, head_dim = self.keys.shape
-        copy = TorchCache(layers, kv_heads, head_dim, self.keys.device, self.keys.dtype)
-        copy.reserve(length)
-        copy.keys[:, :, :length] = self.keys[:, :, :length]
-        copy.values[:, :, :length] = self.values[:, :, :length]
-        copy.length = length
-        return copy
+    def clear(self, page: int) -> None:
+        self.tensor[page] = 0
 
-    def _grown(self, old: Tensor, capacity: int) -> Tensor:
-        layers, kv_heads, _, head_dim = old.shape
-        new = old.new_empty((layers, kv_heads, capacity, head_dim))
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def copy(self, source: int, target: int) -> None:
+        self.tensor[target] = self.tensor[source]
+
+    @property
+    def kind(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    def read(self, page: int) -> memoryview:
+        bytes_of: npt.NDArray[np.uint8] = self.tensor[page].view(torch.uint8).cpu().numpy()
+        return bytes_of.data.cast("B")
+
+    def fill(self, page: int, read_into: Callable[[memoryview], bool]) -> bool:
+        data = torch.empty_like(self.tensor[page], device="cpu")
+        into: npt.NDArray[np.uint8] = data.view(torch.uint8).numpy()
+        read = read_into(into.data.cast("B"))
+        self.tensor[page] = data.to(self.tensor.device)
+        return read
+
+    def store(
+        self, cache: PagedCache, layer: int, start: int, key_TGK: Tensor, value_TGK: Tensor
+    ) -> None:
+        """Writes keys and values of the positions from `start` on."""
+        positions = torch.arange(start, start + len(key_TGK), device=self.tensor.device)
+        pages = self._table(cache)[positions // PAGE_KEYS]
+        for part, rows in enumerate((key_TGK, value_TGK)):
+            self.tensor[pages, layer, part, :, positions % PAGE_KEYS] = rows
+
+    def load(self, cache: PagedCache, layer: int, part: int, end: int) -> Tensor:
+        """Keys (part 0) or values (1) of `held_positions(cache, end)`, `[G, S, K]`."""
+        table = self._table(cache)[: -(-end // PAGE_KEYS)]
+        pages_GPSK = self.tensor[:, layer, part].transpose(0, 1)
+        rows_GSK = pages_GPSK.index_select(1, table[table != DROPPED]).flatten(1, 2)
+        return rows_GSK[:, : rows_GSK.shape[1] - (-end % PAGE_KEYS)]
+
+    def _table(self, cache: PagedCache) -> Tensor:
+        return torch.tensor(cache.pages, dtype=torch.int64, device=self.tensor.device)
 
 
 class CachedAttention:
@@ -65,7 +93,7 @@ class CachedAttention:
 
     def __init__(
         self,
-        chunks: Sequence[tuple[TorchCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> None:
@@ -74,8 +102,7 @@ class CachedAttention:
         self.slopes = slopes
         # Lengths before this step: each layer writes behind them, the last layer moves them on.
         self.starts = tuple(cache.length for cache, _ in self.chunks)
-        for cache, count in self.chunks:
-            cache.reserve(cache.length + count)
+        assert all(cache.capacity >= cache.length + count for cache, count in self.chunks)
 
     def __call__(
         self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
@@ -85,19 +112,22 @@ class CachedAttention:
         steps = zip(self.chunks, self.starts, self.patterns, strict=True)
         for (cache, count), start, pattern in steps:
             rows, end = slice(row, row + count), start + count
-            keys_GSK, values_GSK = cache.keys[layer], cache.values[layer]
-            keys_GSK[:, start:end] = key_TGK[rows].transpose(0, 1)
-            values_GSK[:, start:end] = value_TGK[rows].transpose(0, 1)
+            pool = cache.pool
+            assert isinstance(pool, TorchPages), "a pool belongs to the operations that made it"
+            pool.store(cache, layer, start, key_TGK[rows], value_TGK[rows])
+            keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
             query_QHTK = query_QTHK[:, rows].transpose(1, 2)
-            keys_GSK, values_GSK = keys_GSK[:, :end], values_GSK[:, :end]
             if self.slopes is None and isinstance(pattern, Causal):
                 attended_HTK = _attend(query_QHTK[0], keys_GSK, values_GSK)
             else:
+                positions_S = held_positions(cache, end)
+                seen_by = variant_table(pattern, start, count, positions_S)
+                distances = np.arange(start, end)[:, None] - positions_S
                 attended_HTK = _attend_pattern(
-                    query_QHTK, keys_GSK, values_GSK, pattern, self.slopes
+                    query_QHTK, keys_GSK, values_GSK, seen_by, distances, self.slopes
                 )
             context[rows] = attended_HTK.transpose(0, 1)
-            if layer == cache.keys.shape[0] - 1:
+            if layer == pool.tensor.shape[1] - 1:
                 cache.length = end
             row += count
         return context.flatten(1)
@@ -126,26 +156,25 @@ def _attend_pattern(
     query_QHTK: Tensor,
     keys_GSK: Tensor,
     values_GSK: Tensor,
-    pattern: AttentionPattern,
+    seen_by: IntArray,
+    distances: IntArray,
     slopes: FloatArray | None,
 ) -> Tensor:
-    """Attention of the last rows of a sequence to what they see of it: `[H, T, K]`.
+    """Attention of rows to the keys that `seen_by` `[T, S]` gives a variant: `[H, T, K]`.
 
     Every variant scores every key, and each score is taken from the variant that its key asks for.
     """
-    _, num_heads, count, head_dim = query_QHTK.shape
+    _, num_heads, _, head_dim = query_QHTK.shape
     share = num_heads // keys_GSK.shape[0]
     keys = keys_GSK.repeat_interleave(share, dim=0).float()
     values = values_GSK.repeat_interleave(share, dim=0).float()
-    start = keys.shape[1] - count
-    variants_TS = torch.from_numpy(variant_table(pattern, start, count)).to(keys.device)
+    variants_TS = torch.from_numpy(seen_by).to(keys.device)
     scale: float = head_dim**-0.5
     scores_QHTS = (query_QHTK.float() * scale) @ keys.transpose(1, 2)
     chosen = variants_TS.clamp(min=0).expand(1, num_heads, -1, -1)
     scores_HTS = scores_QHTS.gather(0, chosen)[0]
     if slopes is not None:
-        positions = torch.arange(start + count, device=keys.device)
-        distances_TS = positions[start:, None] - positions
+        distances_TS = torch.from_numpy(distances).to(keys)
         scores_HTS = scores_HTS - torch.from_numpy(slopes).to(keys)[:, None, None] * distances_TS
     weights_HTS = scores_HTS.masked_fill(variants_TS < 0, -torch.inf).softmax(-1)
     return (weights_HTS @ values).to(query_QHTK.dtype)

@@ -25,9 +25,9 @@ from fourbee.kernels.operations import (
     Linear,
     LowRank,
     Rotary,
-    SequenceCache,
 )
-from fourbee.kernels.torch_attention import CachedAttention, TorchCache
+from fourbee.kernels.paged_cache import PagedCache
+from fourbee.kernels.torch_attention import CachedAttention, TorchPages
 from fourbee.kernels.torch_sampling import score_targets, select_tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +41,10 @@ class TorchOperations:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+
+    @property
+    def numerics(self) -> str:
+        return f"torch {self.device.type} {self.dtype}"
 
     def from_numpy(self, array: npt.NDArray[Any], table: bool = False) -> Tensor:
         if array.dtype == ml_dtypes.bfloat16:
@@ -68,8 +72,10 @@ class TorchOperations:
         self, inverse_frequencies: FloatArray, positions: Tensor | IntArray, scale: float
     ) -> Rotary:
         frequencies = torch.from_numpy(inverse_frequencies).to(self.device)
-        angles = self._integers(positions).float()[..., None] * frequencies
-        return Rotary(angles.cos() * scale, angles.sin() * scale)
+        places = self._integers(positions)
+        wide = places.dtype == torch.float64
+        angles = places.to(torch.float64 if wide else torch.float32)[..., None] * frequencies
+        return Rotary(angles.cos().float() * scale, angles.sin().float() * scale)
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = x_TD.float()
@@ -140,19 +146,16 @@ class TorchOperations:
     def select_rows(self, x_TD: Tensor, rows: Tensor | IntArray) -> Tensor:
         return x_TD[self._integers(rows)]
 
-    def new_cache(self, layers: int, kv_heads: int, head_dim: int) -> TorchCache:
-        return TorchCache(layers, kv_heads, head_dim, self.device, self.dtype)
-
-    def fork_cache(self, cache: SequenceCache, length: int) -> TorchCache:
-        return _own(cache).fork(length)
+    def new_pool(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> TorchPages:
+        return TorchPages(layers, kv_heads, head_dim, pages, self.device, self.dtype)
 
     def cached_attention(
         self,
-        chunks: Sequence[tuple[SequenceCache, int]],
+        chunks: Sequence[tuple[PagedCache, int]],
         patterns: Sequence[AttentionPattern] | None = None,
         slopes: FloatArray | None = None,
     ) -> CachedAttention:
-        return CachedAttention([(_own(cache), count) for cache, count in chunks], patterns, slopes)
+        return CachedAttention(chunks, patterns, slopes)
 
     def head(self, hidden_RD: Tensor, head: Linear, request: HeadRequest) -> HeadResult:
         return select_tokens(self.linear(hidden_RD, head).float(), request)
@@ -171,11 +174,6 @@ class TorchOperations:
 def _heads(x_TN: Tensor, head_dim: int) -> Tensor:
     """`[T, N]` as heads `[T, N / head_dim, head_dim]`."""
     return x_TN.reshape(*x_TN.shape[:-1], x_TN.shape[-1] // head_dim, head_dim)
-
-
-def _own(cache: SequenceCache) -> TorchCache:
-    assert isinstance(cache, TorchCache), "a cache belongs to the operations that made it"
-    return cache
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fourbee.kernels.packed import (
     pack_numbers,
     unpack,
 )
+from fourbee.kernels.paged_cache import own_caches
 from fourbee.kernels.rounding import searched_int4
 from fourbee.model.gguf_checkpoint import ModelTensors
 from fourbee.model.packed_format import PackedFormat
@@ -113,7 +114,8 @@ class CalibratedRounding:
         config = self._tensors.config
         positions = np.concatenate([np.arange(length) for length in lengths])
         rotary = position_scheme(config).rotary(positions, ops)
-        caches = [ops.new_cache(1, config.num_key_value_heads, config.head_dim) for _ in lengths]
+        heads, head_dim = config.num_key_value_heads, config.head_dim
+        caches = own_caches(ops, 1, heads, head_dim, lengths)
         attention = ops.cached_attention(list(zip(caches, lengths, strict=True)))
         out: FloatArray = block_forward(0, block, config, hidden_TD, rotary, attention, ops)
         return out

@@ -18,13 +18,15 @@ from fourbee.model.config import Qwen3Config
 class PositionScheme(Protocol):
     """Turns the positions of a step's rows into rotations."""
 
-    def rotary(self, positions_T: Array, ops: Operations) -> Rotary:
-        """Tables `[Q, T, K/2]` for integer positions `[T]`."""
+    inverse_frequencies: FloatArray  # [K/2]
+
+    def rotary(self, positions: Array, ops: Operations) -> Rotary:
+        """Tables `[Q, T, K/2]` for positions `[Q, T]`, or `[T]` for one variant."""
         ...
 
 
 class RotaryPositions:
-    """Plain RoPE: angle = position / theta^(2i/K), one query variant."""
+    """Plain RoPE: angle = position / theta^(2i/K), for as many variants as there are positions."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         # Rounded to float32 after the power and after the division, as in training by transformers:
@@ -32,9 +34,10 @@ class RotaryPositions:
         powers = np.float64(theta) ** (np.arange(0, head_dim, 2) / head_dim)
         self.inverse_frequencies: FloatArray = np.float32(1.0) / powers.astype(np.float32)
 
-    def rotary(self, positions_T: Array, ops: Operations) -> Rotary:
-        """Tables `[1, T, K/2]`."""
-        return ops.rotary(self.inverse_frequencies, positions_T[None], scale=1.0)
+    def rotary(self, positions: Array, ops: Operations) -> Rotary:
+        """Tables `[Q, T, K/2]`."""
+        positions_QT = positions if positions.ndim == 2 else positions[None]
+        return ops.rotary(self.inverse_frequencies, positions_QT, scale=1.0)
 
 
 def position_scheme(config: Qwen3Config) -> PositionScheme:

@@ -57,7 +57,7 @@ class Hidden:
 def forward(
     weights: Qwen3Weights,
     token_ids_T: Array,
-    positions_T: Array,
+    positions: Array,
     attention: Attention,
     ops: Operations,
     rows: Array | None = None,
@@ -65,11 +65,12 @@ def forward(
 ) -> Hidden:
     """Final hidden states `[T, D]`, normed, ready for the head.
 
+    `positions` are `[T]`, or `[Q, T]` where attention asks for several query variants.
     `rows` `[R]`: which rows go on after the last layer's attention (the result is `[R, D]` then).
     `taps`: layers whose input `[T, D]` is also returned (drafters, embeddings).
     """
     config = weights.config
-    rotary = position_scheme(config).rotary(positions_T, ops)
+    rotary = position_scheme(config).rotary(positions, ops)
     hidden = ops.embed(weights.embedding, token_ids_T)
     tapped: dict[int, Array] = {}
     last = len(weights.blocks) - 1

@@ -17,12 +17,19 @@ class OmitsAbsent(BaseModel):
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of the prompt whose keys and values were there already."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Counts of tokens; a prompt counts once however many choices continue it."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(BaseModel):

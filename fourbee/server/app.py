@@ -21,7 +21,7 @@ from fourbee.server.answers import (
     ModelEntry,
     ModelList,
 )
-from fourbee.server.auth import Gate, is_loopback
+from fourbee.server.auth import Gate, is_loopback, owner_of
 from fourbee.server.body import read_body
 from fourbee.server.chat import ChatJob
 from fourbee.server.completions import CompletionJob
@@ -35,7 +35,7 @@ from fourbee.server.wire import ChatRequest, CompletionRequest
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
-Prepare = Callable[[ServedModel, bytes], CompletionJob | ChatJob]
+Prepare = Callable[[ServedModel, bytes, str], CompletionJob | ChatJob]
 
 # Answered to a client that has left, which nobody reads.
 CLIENT_LEFT = 499
@@ -108,7 +108,7 @@ def _add_generation(app: FastAPI, serving: Serving, max_body_bytes: int) -> None
             model, engine = serving.model, serving.engine
             body = await read_body(request, max_body_bytes)
             # Parsing and tokenising may take long: not on the event loop.
-            prepared = await asyncio.to_thread(prepare, model, body)
+            prepared = await asyncio.to_thread(prepare, model, body, owner_of(request))
             generation = engine.submit(prepared.job.requests)
             try:
                 await while_client_stays(request.receive, generation.accepted())

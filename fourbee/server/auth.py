@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Sequence
 from uuid import uuid4
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fourbee.foundation.errors import UsageError
@@ -69,6 +70,7 @@ class Gate:
         if refusal is not None:
             await error_response(refusal)(scope, receive, identified)
         else:
+            scope.setdefault("state", {})["owner"] = self._owner(scope)
             await self._app(scope, receive, identified)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
@@ -83,6 +85,13 @@ class Gate:
             return None
         return self._key_refusal(headers.get(b"authorization", b""))
 
+    def _owner(self, scope: Scope) -> str:
+        """Whose request it is: a name for the key, none where the server has no keys."""
+        if not self._digests:
+            return ""
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        return _digest(authorization.partition(b" ")[2].strip()).hex()[:16]
+
     def _key_refusal(self, authorization: bytes) -> ApiError | None:
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
@@ -95,6 +104,11 @@ class Gate:
             message = "the API key is not one of this server's"
         headers = {"WWW-Authenticate": "Bearer"}
         return ApiError(401, message, "authentication_error", "invalid_api_key", headers=headers)
+
+
+def owner_of(request: Request) -> str:
+    """Who sent a request; what is kept of it is shared with nobody else."""
+    return str(request.state.owner)
 
 
 class _Identified:

@@ -54,7 +54,7 @@ class ChatJob:
     has_tools: bool
 
     @classmethod
-    def prepare(cls, model: ServedModel, body: bytes) -> ChatJob:
+    def prepare(cls, model: ServedModel, body: bytes, owner: str) -> ChatJob:
         """Check, render and tokenise; ApiError or another FourbeeError says what is wrong."""
         request = parse_request(ChatRequest, body)
         check_model(model, request.model)
@@ -64,9 +64,9 @@ class ChatJob:
         if model.chat_format is None:
             raise UsageError(f"{model.name} has no chat template: use /v1/completions", "messages")
         prompt = model.chat_format.encode(template_messages(request.messages), tools)
-        check_length(model, prompt, max_tokens)
+        check_length(model, request, prompt, max_tokens)
         params = sampling_params(model, request, max_tokens, _num_top_logprobs(request))
-        requests = engine_requests([prompt], params, request.num_choices)
+        requests = engine_requests([prompt], params, request, owner)
         answers = [Answer(index, one, model.tokenizer) for index, one in enumerate(requests)]
         return cls(request, Job(new_id("chatcmpl-"), model, [prompt], answers), tools is not None)
 

@@ -49,7 +49,7 @@ class CompletionJob:
     job: Job
 
     @classmethod
-    def prepare(cls, model: ServedModel, body: bytes) -> CompletionJob:
+    def prepare(cls, model: ServedModel, body: bytes, owner: str) -> CompletionJob:
         """Check and tokenise; ApiError or another FourbeeError says what is wrong. Not quick."""
         request = parse_request(CompletionRequest, body)
         check_model(model, request.model)
@@ -62,7 +62,7 @@ class CompletionJob:
             )
         prompts = _prompts(model.tokenizer, request)
         for prompt in prompts:
-            check_length(model, prompt, max_tokens)
+            check_length(model, request, prompt, max_tokens)
         only_prompt = max_tokens == 0
         scored = bool(request.echo) and request.logprobs is not None
         params = sampling_params(
@@ -73,7 +73,7 @@ class CompletionJob:
             ignore_eos=scored and max_tokens == 1,
         )
         prompt_logprobs = (request.logprobs or 0) if scored or only_prompt else None
-        requests = engine_requests(prompts, params, request.num_choices, prompt_logprobs)
+        requests = engine_requests(prompts, params, request, owner, prompt_logprobs)
         answers = [
             Answer(index, one, model.tokenizer, only_prompt) for index, one in enumerate(requests)
         ]

@@ -22,7 +22,7 @@ from fourbee.engine.request import (
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.text_stream import TextDelta, TextStream
 from fourbee.foundation.errors import UsageError
-from fourbee.server.answers import Finish, Usage
+from fourbee.server.answers import Finish, PromptTokensDetails, Usage
 from fourbee.server.engine_thread import Generation
 from fourbee.server.errors import context_length_exceeded, internal_error, model_not_found, shown
 from fourbee.server.served_model import ServedModel
@@ -43,6 +43,7 @@ class Answer:
         self.index = index
         self.request = request
         self.prompt_scores: tuple[ScoredToken, ...] = ()
+        self.cached_tokens = 0  # of the prompt; known at the end
         self._only_prompt = only_prompt
         self._text = TextStream(tokenizer, request.params)
 
@@ -64,6 +65,7 @@ class Answer:
         if isinstance(event, TokenGenerated):
             delta = self._text.push(event.token)
         else:
+            self.cached_tokens = event.cached_tokens
             if event.reason not in ("stop", "length"):
                 raise internal_error(event.error or "the engine ended the request")
             delta = self._text.finish(event.reason)
@@ -89,8 +91,14 @@ class Job:
         """The counts so far."""
         prompt = sum(len(prompt) for prompt in self.prompts)
         completion = sum(answer.num_tokens for answer in self.answers)
+        # Of the first choice of each prompt: the others find what it has read.
+        choices = len(self.answers) // max(1, len(self.prompts))
+        cached = sum(answer.cached_tokens for answer in self.answers[:: max(1, choices)])
         return Usage(
-            prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         )
 
     async def pieces(self, generation: Generation) -> AsyncIterator[list[tuple[Answer, TextDelta]]]:
@@ -132,8 +140,15 @@ def check_stream_options(request: GenerationRequest) -> None:
         raise UsageError("stream_options: expected only with stream = true", "stream_options")
 
 
-def check_length(model: ServedModel, prompt: Sequence[int], max_tokens: int | None) -> None:
-    """ApiError 400 when prompt and answer do not fit into the context together."""
+def check_length(
+    model: ServedModel, request: GenerationRequest, prompt: Sequence[int], max_tokens: int | None
+) -> None:
+    """ApiError 400 when prompt and answer do not fit into the context together.
+
+    What other attention than dense allows, the engine knows.
+    """
+    if request.attention not in (None, "dense"):
+        return
     if len(prompt) + max(1, max_tokens or 1) > model.max_context:
         raise context_length_exceeded(len(prompt), max_tokens or 1, model.max_context)
 
@@ -170,10 +185,21 @@ def sampling_params(
 def engine_requests(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
-    num_choices: int,
+    request: GenerationRequest,
+    owner: str,
     prompt_logprobs: int | None = None,
 ) -> list[Request]:
-    """`num_choices` requests for each prompt, each with a seed of its own."""
+    """As many requests for each prompt as choices were asked for, each with a seed of its own.
+
+    `owner`: nothing that is kept of them is shared with anybody else.
+    """
+    num_choices = request.num_choices
+    if request.context_id is not None and len(prompts) * num_choices > 1:
+        raise UsageError(
+            f"context_id = {shown(request.context_id)}: expected one prompt and n = 1, as a "
+            "conversation goes on from one answer",
+            "context_id",
+        )
     if len(prompts) * num_choices > MAX_ANSWERS:
         raise UsageError(
             f"n = {num_choices} for {len(prompts)} prompts: expected at most {MAX_ANSWERS} "
@@ -181,10 +207,14 @@ def engine_requests(
             "n",
         )
     return [
-        Request(new_id("req_"), tuple(prompt), params.for_choice(choice), prompt_logprobs)
+        Request(
+            new_id("req_"), tuple(prompt), params.for_choice(choice), prompt_logprobs,
+            priority=request.priority or 0, namespace=owner,
+            attention=request.attention or "dense", context_id=request.context_id,
+        )
         for prompt in prompts
         for choice in range(num_choices)
-    ]
+    ]  # fmt: skip
 
 
 def _logit_bias(request: GenerationRequest, vocab_size: int) -> tuple[tuple[int, float], ...]:

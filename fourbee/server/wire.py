@@ -18,15 +18,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fourbee.model.attention_modes import ModeName
+
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
+MAX_PRIORITY = 100
+MAX_CONTEXT_ID = 200
 INT64_LIMIT = 2**63
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS)]
+ContextId = Annotated[str, Field(min_length=1, max_length=MAX_CONTEXT_ID)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
@@ -73,6 +78,19 @@ class GenerationRequest(Wire):
         ),
     )
     ignore_eos: bool | None = Field(None, description="true or false")
+    priority: int | None = Field(
+        None, ge=-MAX_PRIORITY, le=MAX_PRIORITY,
+        description=f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; smaller goes first",
+    )  # fmt: skip
+    context_id: ContextId | None = Field(
+        None,
+        description=f"a name of 1 to {MAX_CONTEXT_ID} characters for the conversation that goes on",
+    )
+
+    attention: ModeName | None = Field(
+        None,
+        description='"dense", "dual-chunk" (beyond the trained length) or "streaming" (a window)',
+    )
 
     # Without effect on the answer.
     user: str | None = Field(None, description="a string")

@@ -27,7 +27,7 @@ def test_a_packed_checkpoint_is_mapped_and_has_int8_keys(tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     assert size < file.stat().st_size < size + 10_000
     llm = LLM.load(tmp_path)
-    pages = llm.engine._runner._ops._pool(2, 2, 128)
+    pages = llm.engine._runner.storage
     answer = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True, seed=0))[0]
     assert len(answer.token_ids) == 3 and answer.error is None
     # 64 positions of two layers and heads: keys and values of a byte, a scale each.

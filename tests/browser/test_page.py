@@ -89,14 +89,22 @@ def test_an_answer_streams_and_its_footer_tells_the_figures(page: Page, server: 
         r"5 tokens · [\d.,]+ tokens/s · first token [\d.]+ s · 26 of 2,048 context",
         page.locator(".foot .soft").inner_text(),
     )
-    assert server.requests == [
-        {
-            "model": "fourbee-mini",
-            "messages": [{"role": "user", "content": "say something"}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ]
+    [request] = server.requests
+    context = request.pop("context_id")
+    assert request == {
+        "model": "fourbee-mini",
+        "messages": [{"role": "user", "content": "say something"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    # A conversation has one name, a new one another.
+    send(page, "more")
+    finished(page)
+    page.locator("#new-chat").click()
+    send(page, "anew")
+    finished(page)
+    names = [one.get("context_id") for one in server.requests[1:]]
+    assert names[0] == context != names[1] and re.fullmatch("[0-9a-f]{32}", names[1])
 
 
 def test_chinese_and_emoji_survive_chunks_cut_inside_a_character(page: Page) -> None:

@@ -19,6 +19,7 @@ from fourbee.engine.request import (
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import EngineSettings
 from fourbee.kernels.operations import Linear
+from fourbee.kernels.paged_cache import own_cache
 from fourbee.model.qwen3 import forward
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
@@ -37,7 +38,12 @@ def tokens_of(events: list[Event], request_id: str) -> list[int]:
 
 
 def ends_of(events: list[Event], request_id: str) -> list[Finished]:
-    return [e for e in events if isinstance(e, Finished) and e.request_id == request_id]
+    """Without the counts of tokens."""
+    return [
+        Finished(e.request_id, e.reason, e.error)
+        for e in events
+        if isinstance(e, Finished) and e.request_id == request_id
+    ]
 
 
 def drain(engine: Engine) -> list[Event]:
@@ -62,7 +68,7 @@ def logits(weights, ops):
     """Logits of every row by a plain forward over the whole text, in float32."""
 
     def call(token_ids) -> np.ndarray:
-        cache = ops.new_cache(2, 2, 16)
+        cache = own_cache(ops, 2, 2, 16)
         ids = np.asarray(token_ids, dtype=np.int64)
         attention = ops.cached_attention([(cache, len(ids))])
         hidden = forward(weights, ids, np.arange(len(ids)), attention, ops).final
@@ -128,10 +134,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_any_batch(weights, ops) 
         Request(f"r{i}", prompt(i, 3 + 7 * (i % 6)), params)
         for i, params in enumerate(many_params())
     ]
-    no_reuse = EngineSettings(max_idle_tokens=0)
-    alone = {
-        r.id: answer(Engine(weights, ops, (), no_reuse), r.prompt_ids, r.params) for r in requests
-    }
+    alone = {r.id: answer(Engine(weights, ops), r.prompt_ids, r.params) for r in requests}
     for trace in range(6):
         chance = random.Random(trace)
         running = chance.randint(2, 16)
@@ -147,6 +150,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_any_batch(weights, ops) 
         for request in requests:
             assert tokens_of(events, request.id) == alone[request.id]
             assert ends_of(events, request.id) == [Finished(request.id, "length")]
+        engine.check_pages()
 
 
 def test_choices_of_one_prompt_are_those_of_their_seeds_alone(weights, ops) -> None:
@@ -169,14 +173,18 @@ def test_without_a_seed_texts_differ(engine) -> None:
 def test_the_next_turn_reads_only_what_is_new_and_says_the_same(weights, ops) -> None:
     first, rows = prompt(1, 50), []
     texts = []
-    for max_idle_tokens in (8192, 0):
-        engine = Engine(weights, ops, settings=EngineSettings(max_idle_tokens=max_idle_tokens))
-        said = answer(engine, first, GREEDY)
-        second = (*first, *said, *prompt(2, 6))
+    said = answer(Engine(weights, ops), first, GREEDY)
+    second = (*first, *said, *prompt(2, 6))
+    for engine in (Engine(weights, ops), Engine(weights, ops)):
+        if not rows:
+            answer(engine, first, GREEDY)
         engine.add(Request("next", second, GREEDY))
         step = engine.launch()
         rows.append(step.step.parts[0].chunk.count)
-        texts.append(tokens_of([*step.result(), *drain(engine)], "next"))
+        events = [*step.result(), *drain(engine)]
+        texts.append(tokens_of(events, "next"))
+        [end] = [event for event in events if isinstance(event, Finished)]
+        assert (end.prompt_tokens, end.cached_tokens) == (80, 80 - rows[-1])
     # The answer's last token was sampled but never computed.
     assert rows == [7, 80]
     assert texts[0] == texts[1]
@@ -274,7 +282,7 @@ def test_aborting_ends_once_and_leaves_nothing_behind(engine) -> None:
     assert len(tokens_of(events, "b")) == 1
     assert [len(ends_of(events, name)) for name in ("a", "b", "c")] == [1, 1, 1]
     assert ends_of(events, "b") == [Finished("b", "abort")]
-    assert (engine.num_running, engine.num_waiting, engine._runner.num_caches) == (0, 0, 0)
+    assert (engine.num_running, engine.num_waiting, engine.pages.referenced) == (0, 0, 0)
     assert engine.step() == []
 
 
@@ -294,10 +302,14 @@ def test_logits_that_are_not_finite_end_their_request_alone(weights, ops) -> Non
     events = drain(engine)
     message = "the model's logits are not finite: check its weights"
     for name in ("bad", "scored"):
-        assert [e for e in events if e.request_id == name] == [Finished(name, "error", message)]
+        assert ends_of(events, name) == [Finished(name, "error", message)]
+        assert not tokens_of(events, name)
     assert tokens_of(events, "good") == answer(healthy, token_ids, params)
-    # Its cache is not kept for others.
-    assert engine._runner._idle.longest(range(30)) is None
+    # Its pages are not kept for others, however many they were.
+    before = engine.pages
+    engine.add(Request("long", (*range(100), 299, *range(100)), params))
+    assert ends_of(drain(engine), "long")[0].reason == "error"
+    assert engine.pages == before and not before.referenced
 
 
 class Interrupting:
@@ -390,3 +402,53 @@ def test_prompt_logprobs_and_ids_are_checked(engine, error_of) -> None:
     engine.add(Request("a", (1,), GREEDY))
     message, _ = error_of(engine.add, Request("a", (1,), GREEDY))
     assert message == "id = 'a': another request with this id is living"
+
+
+def test_streaming_goes_on_for_ever_in_a_few_pages(weights, ops) -> None:
+    settings = EngineSettings(kv_pages=8, window=100, max_step_tokens=90)
+    engine = Engine(weights, ops, settings=settings)
+    text, params = prompt(1, 1500), dataclasses.replace(GREEDY, max_tokens=300)
+    engine.add(Request("a", text, params, attention="streaming"))
+    engine.add(Request("b", text, params, attention="streaming"))
+    most, events = 0, []
+    while engine.has_work:
+        events += engine.step()
+        most = max(most, engine.pages.referenced)
+        engine.check_pages()
+    assert most <= 8 and engine.pages.free == 8
+    assert tokens_of(events, "a") == tokens_of(events, "b")
+    assert ends_of(events, "a") == [Finished("a", "length")]
+    # Short texts are those of dense attention.
+    short = Request("s", text[:50], GREEDY, attention="streaming")
+    engine.add(short)
+    assert tokens_of(drain(engine), "s") == answer(Engine(weights, ops), text[:50], GREEDY)
+
+
+def test_dual_chunks_go_beyond_the_trained_length(weights, ops) -> None:
+    engine = Engine(weights, ops, settings=EngineSettings(kv_pages=20))
+    text = prompt(1, 700)
+    engine.add(Request("a", text, GREEDY, attention="dual-chunk"))
+    events = drain(engine)
+    assert len(tokens_of(events, "a")) == 24
+    # Its keys are not those of dense attention: nothing is shared.
+    engine.add(Request("b", text[:200], GREEDY))
+    [end] = [event for event in drain(engine) if isinstance(event, Finished)]
+    assert end.cached_tokens == 0
+    engine.add(Request("c", text, GREEDY, attention="dual-chunk"))
+    again = drain(engine)
+    assert tokens_of(again, "c") == tokens_of(events, "a")
+    assert next(e for e in again if isinstance(e, Finished)).cached_tokens == 699
+    engine.check_pages()
+
+
+def test_what_an_attention_cannot_hold_is_refused_with_the_numbers(weights, ops, error_of) -> None:
+    engine = Engine(weights, ops, settings=EngineSettings(kv_pages=3))
+    assert engine.context_length == 192
+    long = Request("a", prompt(1, 192), GREEDY)
+    assert "context is 192" in error_of(engine.add, long)[0]
+    beyond = dataclasses.replace(long, attention="dual-chunk")
+    assert "context is 192" in error_of(engine.add, beyond)[0]
+    other = dataclasses.replace(long, attention="sideways")
+    assert error_of(engine.add, other) == (
+        "attention = 'sideways': expected one of dense, dual-chunk, streaming", "attention",
+    )  # fmt: skip

@@ -86,8 +86,9 @@ def test_usage_counts_prompt_and_answer(llm) -> None:
 def test_a_chat_is_its_template_continued(llm) -> None:
     messages = [{"role": "user", "content": "the reader"}]
     ids = llm.chat_format.encode(messages)
-    completion = llm.chat(messages, PARAMS)
-    assert completion == llm.generate([ids], PARAMS)[0]
+    completion, again = llm.chat(messages, PARAMS), llm.generate([ids], PARAMS)[0]
+    assert (completion.text, completion.token_ids) == (again.text, again.token_ids)
+    assert (completion.usage.cached_tokens, again.usage.cached_tokens) == (0, len(ids) - 1)
     assert joined(llm.stream_chat(messages, PARAMS)) == completion.text
 
 

@@ -17,6 +17,7 @@ from fourbee.kernels.attention_pattern import (
     variant_table,
 )
 from fourbee.kernels.backends import native_built, open_operations
+from fourbee.kernels.paged_cache import own_caches
 from fourbee.kernels.torch_ops import TorchOperations
 
 BACKENDS = [
@@ -119,7 +120,7 @@ class Step:
         self.value = [rng.standard_normal((n, kv_heads, size), np.float32) for n in lengths]
 
     def run(self, ops, sequences, slopes) -> np.ndarray:
-        caches = [ops.new_cache(1, *self.shape[1:]) for _ in self.counts]
+        caches = own_caches(ops, 1, *self.shape[1:], [len(key) for key in self.key])
         earlier = [
             (cache, len(key) - count)
             for cache, key, count in zip(caches, self.key, self.counts, strict=True)

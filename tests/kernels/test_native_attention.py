@@ -49,7 +49,8 @@ class Sequences:
 
     def __init__(self, rng, kind, shape, pattern, slopes) -> None:
         heads, kv_heads, size = shape
-        self.pool = native.KvPool(2, kv_heads, size, kind)
+        ends = np.cumsum([-(-n // 64) for n in LENGTHS]).tolist()
+        self.pool = native.KvPool(2, kv_heads, size, kind, ends[-1])
         self.pattern, self.slopes = pattern, slopes
         self.rows = [
             (rng.standard_normal((3, n, heads, size), np.float32),
@@ -57,7 +58,7 @@ class Sequences:
              rng.standard_normal((n, kv_heads, size), np.float32))
             for n in LENGTHS
         ]  # fmt: skip
-        self.pages = [[self.pool.allocate() for _ in range(-(-n // 64))] for n in LENGTHS]
+        self.pages = [[*range(*two)] for two in zip([0, *ends], ends, strict=False)]
 
     def attend(self, *chunks, plain=False) -> np.ndarray:
         """One call over chunks of (sequence, start, count); `plain` without spans."""
@@ -169,8 +170,8 @@ def test_keys_that_are_not_seen_are_not_read(rng, kind) -> None:
 
 
 def test_wrong_spans_are_refused(rng) -> None:
-    pool = native.KvPool(1, 1, 16, "f32")
-    page = np.array([pool.allocate()])
+    pool = native.KvPool(1, 1, 16, "f32", 1)
+    page = np.array([0])
     rows = rng.standard_normal((2, 1, 16), np.float32)
     step = [np.array(x) for x in ([2], [0], [0, 1])]
 
@@ -194,3 +195,33 @@ def test_wrong_spans_are_refused(rng) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError):
             attend(**wrong)
+
+
+def test_pages_that_no_span_names_may_be_dropped(rng) -> None:
+    pool = native.KvPool(1, 1, 16, "f32", 4)
+    rows = rng.standard_normal((200, 1, 16), np.float32)
+    out = np.empty((1, 1, 16), np.float32)
+
+    def attend(pages, spans, start, out) -> None:
+        count = len(out)
+        offsets = np.arange(0, count + 1) * len(spans)
+        native.attend_spans(
+            pool, 0, rows[None, start : start + count], rows[start : start + count],
+            rows[start : start + count], np.array([count]), np.array([start]), np.array([0, 4]),
+            np.array(pages), offsets, np.tile(np.array(spans), (count, 1)),
+            np.empty(0, np.float32), out,
+        )  # fmt: skip
+
+    for start in range(199):
+        attend([0, 1, 2, 3], [(0, start + 1, 0)], start, out)
+    seen = [(0, 64, 0), (130, 200, 0)]
+    attend([0, 1, 2, 3], seen, 199, out)
+    whole = out.tobytes()
+    attend([0, -1, 2, 3], seen, 199, out)
+    assert out.tobytes() == whole
+    for pages, spans in (
+        ([0, -1, 2, 3], [(0, 65, 0), (130, 200, 0)]), ([0, -1, 2, 3], [(0, 200, 0)]),
+        ([-1, -1, 2, 3], seen), ([0, -1, 2, -1], seen), ([0, -2, 2, 3], seen),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="page"):
+            attend(pages, spans, 199, out)

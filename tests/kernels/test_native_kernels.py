@@ -292,14 +292,15 @@ class Sequences:
     """Random sequences of several lengths and the pages that they are written to."""
 
     def __init__(self, rng, kind, heads, kv_heads, size, lengths) -> None:
-        self.pool = native.KvPool(2, kv_heads, size, kind)
+        ends = np.cumsum([-(-n // 64) for n in lengths]).tolist()
+        self.pool = native.KvPool(2, kv_heads, size, kind, ends[-1])
         self.lengths = lengths
         self.rows = [
             (numbers(rng, n, heads, size), numbers(rng, n, kv_heads, size),
              numbers(rng, n, kv_heads, size))
             for n in lengths
         ]  # fmt: skip
-        self.pages = [[self.pool.allocate() for _ in range(-(-n // 64))] for n in lengths]
+        self.pages = [[*range(*two)] for two in zip([0, *ends], ends, strict=False)]
 
     def attend(self, *chunks) -> np.ndarray:
         """One call over chunks of (sequence, start, count)."""
@@ -363,16 +364,24 @@ def test_not_a_number_is_not_hidden(rng) -> None:
         assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
-def test_pages_are_zeroed_counted_and_given_back() -> None:
-    pool = native.KvPool(2, 1, 16, "f32")
-    pages = [pool.allocate() for _ in range(3)]
-    assert pool.used == 3 and len(set(pages)) == 3
-    pool.release(pages[1])
-    assert pool.used == 2
-    with pytest.raises(ValueError, match=f"page {pages[1]} is not in use"):
-        pool.release(pages[1])
-    with pytest.raises(ValueError, match="page -1 is not in use"):
-        pool.copy(-1, pages[0])
+def test_pages_are_seen_copied_and_cleared(rng) -> None:
+    pool = native.KvPool(2, 1, 16, "f32", 3)
+    assert (pool.pages, pool.layers, pool.page_bytes) == (3, 2, 2 * 2 * 64 * 16 * 4)
+    zeros, data = bytes(pool.page_bytes), rng.bytes(pool.page_bytes)
+    assert pool.view(2).tobytes() == zeros
+    pool.view(1)[:] = np.frombuffer(data, np.uint8)
+    pool.copy(1, 2)
+    assert [pool.view(page).tobytes() for page in range(3)] == [zeros, data, data]
+    pool.clear(1)
+    assert [pool.view(page).tobytes() for page in (1, 2)] == [zeros, data]
+    for call in (lambda: pool.view(3), lambda: pool.clear(-1), lambda: pool.copy(-1, 0)):
+        with pytest.raises(ValueError, match=r"page (3|-1): the pool has 3"):
+            call()
+    view = pool.view(2)
+    pool = None
+    assert view.tobytes() == data  # it holds the pool
+    with pytest.raises(MemoryError):
+        native.KvPool(2, 1, 16, "f32", 1 << 60)
 
 
 def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
@@ -395,16 +404,16 @@ def test_wrong_shapes_and_numbers_are_refused(rng) -> None:
     with pytest.raises(ValueError, match="row 16: the matrix has 16"):
         native.unpack_rows(weights, np.array([16]), np.empty((1, 64), np.float32))
     with pytest.raises(ValueError, match="head_dim: expected a multiple of 16"):
-        native.KvPool(1, 1, 8, "f32")
+        native.KvPool(1, 1, 8, "f32", 1)
     with pytest.raises(ValueError, match="kind = 'int4a': expected one of f32, bf16, int8, int4"):
-        native.KvPool(1, 1, 16, "int4a")
+        native.KvPool(1, 1, 16, "int4a", 1)
     with pytest.raises(ValueError, match="threads = 0"):
         native.set_threads(0)
 
 
 def test_attention_refuses_pages_and_counts_that_do_not_fit(rng) -> None:
-    pool = native.KvPool(1, 1, 16, "f32")
-    page = pool.allocate()
+    pool = native.KvPool(1, 1, 16, "f32", 1)
+    page = 0
     rows = numbers(rng, 2, 1, 16)
 
     def attend(layer=0, counts=(2,), starts=(0,), offsets=(0, 1), pages=(page,)) -> None:

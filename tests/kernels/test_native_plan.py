@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fourbee.foundation.errors import CapacityError
 from fourbee.kernels import _native as native
 from fourbee.kernels.attention_pattern import Causal, SlidingWindow
 from fourbee.kernels.native_ops import open_native
-from fourbee.kernels.operations import Linear
+from fourbee.kernels.operations import Linear, StepInterrupted
+from fourbee.kernels.paged_cache import own_cache, own_caches
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights, forward
 from tests.model.conftest import CONFIG
 
@@ -66,7 +66,7 @@ def step(ops, network, caches, chunks, ids, rows):
 def outputs(ops, config, network):
     """Three steps of two sequences: prompts, a mixture, single tokens."""
     ids = np.random.default_rng(1).integers(0, config.vocab_size, 200)
-    a, b = (ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128) for _ in "ab")
+    a, b = own_caches(ops, config.num_hidden_layers, config.num_key_value_heads, 128, [200, 200])
     return [
         step(ops, network, (a, b), [(a, 70), (b, 9)], ids, [69, 78]),
         step(ops, network, (a, b), [(a, 1), (b, 100)], ids, []),
@@ -89,7 +89,7 @@ def test_steps_with_patterns_run_outside_the_plan(network) -> None:
     plan, ids = ops.planned(run), np.arange(100) % config.vocab_size
     results = []
     for chosen, pattern in ((run, SlidingWindow(3)), (plan, SlidingWindow(3)), (plan, Causal())):
-        cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128)
+        cache = own_cache(ops, config.num_hidden_layers, config.num_key_value_heads, 128)
         attention = ops.cached_attention([(cache, 100)], [pattern])
         results.append(chosen(ops, ids, np.arange(100), attention, np.array([2, 99])))
         assert cache.length == 100
@@ -102,21 +102,22 @@ def test_steps_with_patterns_run_outside_the_plan(network) -> None:
 def test_an_aborted_step_leaves_its_caches_and_the_next_one_runs(network) -> None:
     ops, config, run = network
     plan = ops.planned(run)
-    cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128)
+    cache = own_cache(ops, config.num_hidden_layers, config.num_key_value_heads, 128)
     ids = np.arange(40) % config.vocab_size
     native.abort()
-    with pytest.raises(CapacityError, match="aborted"):
+    with pytest.raises(StepInterrupted):
         step(ops, plan, (cache,), [(cache, 40)], ids, [39])
     assert cache.length == 0
     again = step(ops, plan, (cache,), [(cache, 40)], ids, [39])
-    fresh = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128)
+    fresh = own_cache(ops, config.num_hidden_layers, config.num_key_value_heads, 128)
     assert again.tobytes() == step(ops, run, (fresh,), [(fresh, 40)], ids, [39]).tobytes()
 
 
 def test_a_long_step_can_be_aborted_from_another_thread_while_its_heart_beats(network) -> None:
     ops, config, run = network
     plan = ops.planned(run)
-    cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, 128)
+    heads = config.num_key_value_heads
+    cache = own_cache(ops, config.num_hidden_layers, heads, 128, 20_000)
     ids = np.zeros(20_000, dtype=np.int64)
     before = native.heartbeat()
 
@@ -127,7 +128,7 @@ def test_a_long_step_can_be_aborted_from_another_thread_while_its_heart_beats(ne
 
     watcher = threading.Thread(target=abort_after_the_first_beat)
     watcher.start()
-    with pytest.raises(CapacityError, match="aborted"):
+    with pytest.raises(StepInterrupted):
         step(ops, plan, (cache,), [(cache, 20_000)], ids, [0])
     watcher.join()
     assert before < native.heartbeat() < before + 20  # of 23 operations

@@ -1,8 +1,11 @@
 """Attention: caches filled in any chunks, and packed documents, against the formula in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from fourbee.kernels.paged_cache import PagedCache, own_cache
 from fourbee.kernels.torch_attention import DocumentAttention
 
 LAYERS, HEADS, GROUPS, SIZE = 2, 4, 2, 8
@@ -50,14 +53,14 @@ def run(ops, cache, inputs, counts) -> torch.Tensor:
     ids=["whole", "one-by-one", "over-the-edge", "to-the-edge", "chunks"],
 )
 def test_a_cache_filled_in_any_chunks_gives_the_whole_answer(ops, inputs, counts) -> None:
-    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+    cache = own_cache(ops, LAYERS, GROUPS, SIZE)
     found = run(ops, cache, inputs, counts)
     assert cache.length == 300 <= cache.capacity
     assert torch.allclose(found.double(), attention64(*inputs), atol=1e-5)
 
 
 def test_the_length_moves_on_with_the_last_layer_only(ops, inputs) -> None:
-    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+    cache = own_cache(ops, LAYERS, GROUPS, SIZE)
     attention = ops.cached_attention([(cache, 5)])
     attention(0, *part(inputs, slice(5)))
     assert cache.length == 0
@@ -71,7 +74,7 @@ def test_sequences_of_a_step_do_not_see_each_other(ops, inputs) -> None:
     filled = [0, 30, 10]  # positions that are in the cache before the step
     caches = []
     for rows, before in zip(ranges, filled, strict=True):
-        cache = ops.new_cache(LAYERS, GROUPS, SIZE)
+        cache = own_cache(ops, LAYERS, GROUPS, SIZE)
         if before:
             run(ops, cache, part(inputs, slice(rows.start, rows.start + before)), [before])
         caches.append(cache)
@@ -94,20 +97,42 @@ def test_sequences_of_a_step_do_not_see_each_other(ops, inputs) -> None:
     assert [cache.length for cache in caches] == [40, 31, 29]
 
 
-def test_a_fork_goes_its_own_way(ops, inputs) -> None:
-    cache = ops.new_cache(LAYERS, GROUPS, SIZE)
-    run(ops, cache, inputs, [50])
-    fork = ops.fork_cache(cache, 30)
-    assert (fork.length, cache.length) == (30, 50)
+def test_shared_pages_go_their_own_ways_from_a_copy_on(ops, inputs) -> None:
+    cache = own_cache(ops, LAYERS, GROUPS, SIZE)
+    run(ops, cache, inputs, [90])
+    pool = cache.pool
+    pool.copy(1, 50)
+    fork = PagedCache(pool, [0, 50], 80)
     query, key, value = inputs
-    other = torch.cat((torch.arange(30), torch.arange(200, 230)))
-    found = run(ops, fork, (query[:, other[30:]], key[other[30:]], value[other[30:]]), [30])
-    expected = attention64(query[:, other], key[other], value[other])[30:]
+    other = torch.cat((torch.arange(80), torch.arange(200, 230)))
+    found = run(ops, fork, (query[:, other[80:]], key[other[80:]], value[other[80:]]), [30])
+    expected = attention64(query[:, other], key[other], value[other])[80:]
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    found = run(ops, cache, part(inputs, slice(50, 60)), [10])
-    expected = attention64(*part(inputs, slice(60)))[50:]
+    found = run(ops, cache, part(inputs, slice(90, 100)), [10])
+    expected = attention64(*part(inputs, slice(100)))[90:]
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    assert ops.fork_cache(cache, 0).length == 0
+
+
+def write(data: bytes, page: memoryview) -> bool:
+    page[:] = data
+    return True
+
+
+def test_pages_are_read_and_written_whole(ops, inputs) -> None:
+    cache = own_cache(ops, LAYERS, GROUPS, SIZE)
+    run(ops, cache, inputs, [70])
+    pool = cache.pool
+    pages = [bytes(pool.read(page)) for page in (0, 1)]
+    assert [len(page) for page in pages] == [pool.page_bytes] * 2
+    for page, data in zip((9, 7), pages, strict=True):
+        assert pool.fill(page, partial(write, data))
+    moved = PagedCache(pool, [9, 7], 70)
+    for one in (0, 1):
+        pool.clear(one)
+    found = run(ops, moved, part(inputs, slice(70, 80)), [10])
+    expected = attention64(*part(inputs, slice(80)))[70:]
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    assert bytes(pool.read(0)) == bytes(pool.page_bytes)
 
 
 def test_packed_documents_equal_each_alone_in_values_and_gradients(inputs) -> None:

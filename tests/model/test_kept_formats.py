@@ -13,6 +13,7 @@ import pytest
 
 from fourbee.kernels.backends import native_built, open_operations
 from fourbee.kernels.packed import PackedMatrix, unpack
+from fourbee.kernels.paged_cache import own_cache
 from fourbee.model import gguf_checkpoint
 from fourbee.model.checkpoint_files import load_weights
 from fourbee.model.gguf_file import GgufFile, GgufTensor
@@ -196,7 +197,7 @@ def gguf(path, layers: str, table: str, config=WIDE) -> GgufFile:
 
 def logits(weights, ops) -> np.ndarray:
     ids, config = np.arange(40) * 7 % 80, weights.config
-    cache = ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    cache = own_cache(ops, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     attention = ops.cached_attention([(cache, 40)])
     return ops.linear(forward(weights, ids, np.arange(40), attention, ops).final, weights.head)
 

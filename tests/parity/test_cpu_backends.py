@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fourbee.kernels.backends import native_built, open_operations
+from fourbee.kernels.paged_cache import own_caches
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.checkpoint_files import load_weights, save_weights
 from fourbee.model.quantize import FORMATS, quantize_model
@@ -88,7 +89,8 @@ def test_a_rows_bits_depend_on_its_own_tokens_alone(dtype) -> None:
     for counts in ([1] * 20 + [580], [250, 350], [599, 1]):
         assert hidden_rows(weights, ops, ids, counts).tobytes() == whole.tobytes()
     # Beside another sequence, in one step.
-    caches = [new_cache(SMALL, ops) for _ in range(2)]
+    heads, size = SMALL.num_key_value_heads, SMALL.head_dim
+    caches = own_caches(ops, SMALL.num_hidden_layers, heads, size, [77, 130])
     attention = ops.cached_attention([(caches[0], 77), (caches[1], 130)])
     both = forward(
         weights,
@@ -112,20 +114,6 @@ def test_a_packed_folder_is_computed_with_as_it_lies_on_the_disk(tmp_path, name)
         ops = open_operations(backend, "cpu")
         rows.append(hidden_rows(load_weights(tmp_path / "packed", ops), ops, ids, [40]))
     assert np.linalg.norm(rows[0] - rows[1]) / np.linalg.norm(rows[1]) < 0.05
-
-
-@needs_native
-def test_pages_go_back_to_the_pool_with_their_cache() -> None:
-    model = theirs(SMALL)
-    weights, ops = loaded(model, SMALL, "native")
-    cache = new_cache(SMALL, ops)
-    used = cache.pool.used
-    hidden = ops.cached_attention([(cache, 130)])
-    fork = ops.fork_cache(cache, 0)
-    assert cache.pool.used == used + 3 and fork.capacity == 0
-    pool = cache.pool
-    del cache, hidden, fork, weights
-    assert pool.used == used
 
 
 @pytest.mark.parametrize("backend", ["auto", "numpy"])

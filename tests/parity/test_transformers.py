@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, Qwen3ForCausalLM
 
 from fourbee.kernels.operations import HeadRequest
+from fourbee.kernels.paged_cache import own_cache
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.checkpoint_files import load_weights, save_weights
 from fourbee.model.config import Qwen3Config
@@ -36,7 +37,7 @@ def random_ids(config: Qwen3Config, count: int) -> np.ndarray:
 
 
 def new_cache(config: Qwen3Config, ops: TorchOperations):
-    return ops.new_cache(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    return own_cache(ops, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
 
 def our_logits(weights, ops, ids: np.ndarray, first: int = 0) -> torch.Tensor:

@@ -30,6 +30,7 @@ def test_a_completion_has_openai_s_form_and_exact_counts(client, tokenizer):
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import openai
 import pytest
 
 from fourbee.model.checkpoint_files import save_weights
@@ -160,3 +161,34 @@ def test_a_client_that_leaves_frees_the_engine(ask, real):
         next(iter(chunks))
     assert eventually(lambda: not real.engine.has_work)
     assert real.engine.num_running == 0
+
+
+def test_a_conversation_goes_on_from_what_was_read(real):
+    client = openai_client(real.url)
+    text = "say hello to the world, hello world, the world " * 4
+
+    def ask(prompt: str, **more):
+        answer = client.completions.create(
+            model="tiny-qwen3", prompt=prompt, max_tokens=8, temperature=0, extra_body=more
+        )
+        return answer.choices[0].text, answer.usage.prompt_tokens_details.cached_tokens
+
+    said, cached = ask(text, context_id="mine")
+    assert cached == 0
+    again, cached = ask(text + said + " hello", context_id="mine")
+    assert cached > 0
+    # The same without a context, as all of it is in memory.
+    assert ask(text + said + " hello")[0] == again
+
+
+def test_context_and_priority_are_checked(real):
+    client = openai_client(real.url)
+    for wrong, message in (
+        ({"context_id": ""}, 'context_id = "": expected a name of 1 to 200 characters'),
+        ({"context_id": "x" * 201}, "expected a name of 1 to 200 characters"),
+        ({"priority": 101}, "priority = 101: expected a whole number from -100 to 100"),
+        ({"context_id": "x", "n": 2}, 'context_id = "x": expected one prompt and n = 1'),
+    ):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.completions.create(model="tiny-qwen3", prompt="say", extra_body=wrong)
+        assert message in str(error.value)

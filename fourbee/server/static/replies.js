@@ -9,11 +9,13 @@ import { followAgain, scrollToTop } from "./scroller.js";
 import { chosenSettings } from "./settings.js";
 import { offersTools, state, wireMessages } from "./state.js";
 import { announce } from "./status.js";
+import { contextId, store } from "./storage.js";
 import { word } from "./words.js";
 
 function requestBody() {
   const body = {
-    model: state.model?.id, messages: wireMessages(), stream: true, stream_options: { include_usage: true }, ...chosenSettings(),
+    model: state.model?.id, messages: wireMessages(), stream: true, stream_options: { include_usage: true },
+    context_id: contextId(), ...chosenSettings(),
   };
   if (offersTools()) body.tools = [CALCULATOR];
   return body;
@@ -108,6 +110,7 @@ export async function stop() {
 export async function newChat() {
   await stop();
   state.messages = [];
+  store("sessionStorage", "context", null);
   state.failure = null;
   followAgain();
   openBanner();

@@ -1,0 +1,163 @@
+"""The index of a context store: sizes, last use, parents and owners of its files, in SQLite.
+
+It only keeps account: whether a file is there, and whole, the file itself says. With an index
+nothing is lost but when files were last used, so that it may be damaged, deleted, or replaced by
+another process: `open_index` makes it anew, and `store_upkeep.reconcile` fills it from the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+logger = logging.getLogger(__name__)
+
+NAME, LOCK = "index.sqlite", "index.lock"
+_FORMAT = 1
+_BUSY_SECONDS = 2.0  # longest wait for another process's transaction
+_OPEN_SECONDS = 30.0  # and for another that opens the index and may fill it from the files
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_TABLE = f"""
+CREATE TABLE files (key BLOB PRIMARY KEY, parent BLOB NOT NULL, namespace BLOB NOT NULL,
+                    context BLOB, tokens INTEGER NOT NULL, size INTEGER NOT NULL,
+                    used REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX sizes ON files (size);
+PRAGMA user_version = {_FORMAT};
+"""
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """A file: `context` is None for a page; texts as `stored_file.text_bytes` has them."""
+
+    key: bytes
+    parent: bytes
+    namespace: bytes
+    context: bytes | None
+    tokens: int
+    size: int  # bytes, with the head
+    used: float  # seconds since 1970
+
+
+class StoreIndex:
+    """A connection to the index; for one thread at a time. All methods raise `sqlite3.Error`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes it; raises OSError, sqlite3.Error, and `is_damage` holds for some."""
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's others take its mode
+        self._path = path
+        self._db = sqlite3.connect(
+            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._identity: tuple[int, int] | None = _identity(path)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            [version] = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_TABLE} COMMIT;")
+            elif version != _FORMAT or self._db.execute("PRAGMA quick_check(1)").fetchone() != (
+                "ok",
+            ):
+                raise _damage("damaged, or of another version")
+        except BaseException:
+            self._db.close()
+            raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is open, and the file is still the one that was opened."""
+        try:
+            return _identity(self._path) == self._identity
+        except FileNotFoundError:
+            return False
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what is done within; other processes wait meanwhile."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite ends it itself after some errors
+                self._db.execute("ROLLBACK")
+            raise
+
+    def rows(self) -> list[IndexRow]:
+        """All files."""
+        columns = "key, parent, namespace, context, tokens, size, used"
+        return [IndexRow(*row) for row in self._db.execute(f"SELECT {columns} FROM files")]
+
+    def total(self) -> int:
+        """Bytes of all files together."""
+        [size] = self._db.execute("SELECT IFNULL(SUM(size), 0) FROM files").fetchone()
+        return int(size)
+
+    def add(self, rows: Iterable[IndexRow]) -> None:
+        """Takes files in, in the place of what it had of them."""
+        values = [astuple(row) for row in rows]
+        self._db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def remove(self, keys: Iterable[bytes]) -> None:
+        """Forgets files."""
+        self._db.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in keys])
+
+    def touch(self, used: Mapping[bytes, float]) -> None:
+        """Notes when files were used last; those that it does not have are left out."""
+        values = [(when, key) for key, when in used.items()]
+        self._db.executemany("UPDATE files SET used = ? WHERE key = ?", values)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._identity = None
+        self._db.close()
+
+
+@contextlib.contextmanager
+def open_index(folder: Path) -> Iterator[StoreIndex]:
+    """The index of a folder, made anew where it is damaged; no other process opens it meanwhile.
+
+    Raises OSError, sqlite3.Error, filelock.Timeout.
+    """
+    folder.stat()  # the lock would make a folder that has vanished
+    with FileLock(folder / LOCK, timeout=_OPEN_SECONDS, mode=0o600):
+        path = folder / NAME
+        try:
+            index = StoreIndex(path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            logger.warning("context store: %s: %s: made anew from the files", path, error)
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            index = StoreIndex(path)
+        try:
+            yield index
+        except BaseException:
+            index.close()
+            raise
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the error says that the file is no whole database."""
+    # An error may carry an extended code, whose low byte is the code.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def _damage(message: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(message)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
