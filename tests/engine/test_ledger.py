@@ -25,6 +25,7 @@ from fourbee.engine.ledger import (
     reserve_bytes,
     weight_bytes,
 )
+from fourbee.engine.model_runner import new_storage
 from fourbee.foundation.errors import CapacityError, UsageError
 from fourbee.kernels.backends import native_built, open_operations
 from fourbee.model.config import Qwen3Config
@@ -133,12 +134,8 @@ def test_pages_are_those_of_the_pool(kv_type: str) -> None:
 
 
 def real_page_bytes(config: Qwen3Config, kv_type: str) -> int:
-    from fourbee.kernels import _native
-    from fourbee.kernels.native_ops import open_native
-
-    kind = open_native("float32", kv_type=kv_type).kv_kind
-    shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
-    return _native.KvPool(*shape, kind).page_bytes
+    ops = open_operations("native", "cpu", "float32", "float32", kv_type=kv_type)
+    return new_storage(config, ops, 1).page_bytes
 
 
 @needs_native
