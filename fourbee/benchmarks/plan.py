@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourbee.benchmarks.pace import CHUNK, Pace, key_bytes, layer_bytes, layer_products
-from fourbee.benchmarks.roofline import Limits
 from fourbee.engine.ledger import (
     KEYS,
     POOL_SHARE,
@@ -28,6 +27,9 @@ from fourbee.foundation.errors import CapacityError, UsageError
 from fourbee.foundation.memory import usable_bytes
 from fourbee.foundation.sizes import show_size
 from fourbee.kernels.attention_pattern import PAGE_KEYS
+
+if TYPE_CHECKING:
+    from fourbee.benchmarks.roofline import Limits
 
 # Rows of the table of times, as far as the context goes; and the context itself.
 _LENGTHS = (1024, 4096, 16_384, 65_536)

@@ -116,15 +116,19 @@ def _setup(
 
         files = open_checkpoint(resolve_model(model))
         config, formats, name = files.config, dict(files.formats), model or EMBEDDED
-    on_gpu = card is not None
-    backend = choose_backend("torch" if on_gpu else "auto", "cpu", "auto", config.head_dim)
-    return Setup(config, backend, "auto", quantize, kv_type, formats, on_gpu), name
+    # Of a machine that has the kernels, whether this one has them or not.
+    fits_native = config.head_dim % 16 == 0
+    backend = "torch" if card else "native" if fits_native else "auto"
+    chosen = choose_backend(backend, "cpu", "auto", config.head_dim)
+    return Setup(config, chosen, "auto", quantize, kv_type, formats, card is not None), name
 
 
 def _pace(
     wish: Wish, card: Gpu | None, measure: bool, threads: int | None
 ) -> tuple[Pace | None, Limits | None, str]:
     """How fast; the limits of this machine; what the times are."""
+    from fourbee.kernels.backends import native_built
+
     batches = sorted({1, wish.batch})
     if card:
         from fourbee.benchmarks.gpus import COMPUTE_SHARE, MEMORY_SHARE, predicted_pace
@@ -136,7 +140,7 @@ def _pace(
         return predicted_pace(wish.setup, card, batches), None, how
     if not measure:
         return None, None, "not measured (--no-measure)"
-    if wish.setup.backend != "native":
+    if wish.setup.backend != "native" or not native_built():
         return None, None, "not measured: the native kernels do not run this model here"
     from rich.console import Console
     from rich.progress import Progress

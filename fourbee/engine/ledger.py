@@ -61,6 +61,9 @@ class Setup:
     on_gpu: bool = False
     max_running: int = 16
     max_step_tokens: int = 512
+    # Tokens that a request may have at most; None = those of the config. Attention that reaches
+    # beyond what the model was trained for may have more.
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self.backend, self.quantize, self.kv_type)
@@ -247,11 +250,14 @@ def kv_pages(
 ) -> Fitted:  # fmt: skip
     """The context and the pool of pages for a model in so many bytes of memory.
 
-        `memory` is for everything, the weights too. None: what this process may use now (so call it
-    XX context is at most `max_context` and what the model declares.
-        CapacityError only where not even a context of 1,024 tokens fits.
+    `memory` is for everything, the weights too; None: what this process may use now, so that it is
+    asked before the weights are loaded. Of what the rest leaves the pool takes `pool_share`, by
+    default half where nobody named the memory and else all, or as much as `max_context` needs. The
+    context is at most `max_context` and what the model has positions for. CapacityError only where
+    not even a context of 1,024 tokens fits.
     """
-    limit = min(setup.config.max_position_embeddings, max_context or 2**62)
+    limit = setup.longest or setup.config.max_position_embeddings
+    limit = min(limit, max_context or limit)
     given = usable_bytes() if memory is None else memory
     reserve, page = reserve_bytes(given), page_bytes(setup.config, setup.kept_keys)
     left = given - reserve - ledger(setup, 0, limit).total
@@ -265,6 +271,7 @@ def kv_pages(
     # No more than all requests that run can use.
     pages = min(pool // page, setup.max_running * pages_of(limit))
     context = _rounded(min(limit, pages * PAGE_KEYS), limit)
+    pages = pages if context == limit else pages_of(context)
     others = () if context == limit or setup.backend != "native" else _others(setup, pool, limit)
     return Fitted(context, pages, ledger(setup, pages * PAGE_KEYS, limit), given, reserve, limit,
                   setup.kept_keys, others)  # fmt: skip

@@ -232,11 +232,13 @@ def test_what_fits_is_within_the_memory_and_a_page_more_is_not(kv_type: str) -> 
         fitted = kv_pages(setup, memory)
         free = memory - fitted.reserve - fitted.ledger.total
         assert free >= 0 and fitted.reserve == reserve_bytes(memory)
-        assert free < page or fitted.pages == 16 * 262_144 // PAGE_KEYS
         assert fitted.context_length <= fitted.pages * PAGE_KEYS
-        assert fitted.context_length % 1024 == 0
         if fitted.context_length < 262_144:
-            assert fitted.pages * PAGE_KEYS - fitted.context_length < 1024
+            # The next context that is a multiple of 1,024 would not.
+            assert free < 16 * page and fitted.context_length % 1024 == 0
+            assert fitted.pages * PAGE_KEYS == fitted.context_length
+        else:
+            assert free < page or fitted.pages == 16 * 262_144 // PAGE_KEYS
 
 
 def test_without_a_named_memory_the_pool_takes_half_of_what_is_left(monkeypatch) -> None:
@@ -247,6 +249,13 @@ def test_without_a_named_memory_the_pool_takes_half_of_what_is_left(monkeypatch)
     # A context that was asked for may have more.
     asked = kv_pages(setup, max_context=half.context_length + 10_000)
     assert asked.context_length == half.context_length + 10_000 and not asked.others
+
+
+def test_attention_may_reach_beyond_the_model() -> None:
+    short = Setup(replace(BIG, max_position_embeddings=2048), quantize="int4")
+    fitted = kv_pages(replace(short, longest=8192), 24 * GB)
+    assert fitted.context_length == fitted.limit == 8192
+    assert kv_pages(replace(short, longest=8192), 24 * GB, 4096).context_length == 4096
 
 
 def test_a_limit_that_fits_is_kept_exactly() -> None:
