@@ -16,48 +16,62 @@ if TYPE_CHECKING:
     from fourbee.engine.ledger import Setup
 
 
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        help="A checkpoint folder, a GGUF file or the id of a pulled model; of its files only "
+        "config.json or the GGUF header is read. Default: the embedded fourbee-mini."
+    ),
+]
+Shape = Annotated[
+    str, typer.Option(help="Instead of a model, a published shape: 0.6B, 1.7B, 4B or 8B.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Plan for so much memory, such as 24GB. Default: what this machine has to spare, and "
+        "of what the weights leave one half for keys and values, as serve does it."
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of each user, answers included. Default: what fits."),
+]
+Users = Annotated[int, typer.Option(min=1, help="How many contexts are held at once.")]
+KvType = Annotated[
+    str,
+    typer.Option(help="What keys and values are kept in: auto, float32, bfloat16, int8, int4."),
+]
+GpuName = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help="Plan for a GPU by its name, such as 4090D, L4 or H100: its memory, and times "
+        "predicted from its data sheet. fourbee runs GPUs in bfloat16.",
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option("--measure/--no-measure", help="Time some layers here, or leave the times out."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads to time with; default: all cores.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]
+
+
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A checkpoint folder, a GGUF file or the id of a pulled model; of its files only "
-            "config.json or the GGUF header is read. Default: the embedded fourbee-mini."
-        ),
-    ] = None,
-    shape: Annotated[
-        str, typer.Option(help="Instead of a model, a published shape: 0.6B, 1.7B, 4B or 8B.")
-    ] = "",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Plan for so much memory, such as 24GB. Default: what this machine has to spare, "
-            "and of what the weights leave one half for keys and values, as serve does it."
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of each user, answers included. Default: what fits."),
-    ] = None,
-    users: Annotated[int, typer.Option(min=1, help="How many contexts are held at once.")] = 1,
+    model: Model = None,
+    shape: Shape = "",
+    memory: Memory = None,
+    context: Context = None,
+    users: Users = 1,
     quantize: Quantize = "none",
-    kv_type: Annotated[
-        str,
-        typer.Option(help="What keys and values are kept in: auto, float32, bfloat16, int8, int4."),
-    ] = "auto",
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="Plan for a GPU by its name, such as 4090D, L4 or H100: its memory, and times "
-            "predicted from its data sheet. fourbee runs GPUs in bfloat16."
-        ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option(help="Time some layers here; --no-measure leaves the times out.")
-    ] = True,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to time with; default: all cores.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
+    kv_type: KvType = "auto",
+    gpu: GpuName = None,
+    measure: Measure = True,
+    threads: Threads = None,
+    json: Json = False,
 ) -> None:
     """Say what a model needs, what context fits, and how fast it will be, without loading it.
 
