@@ -19,6 +19,7 @@ COMMANDS = (
     "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
     "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
     "bench start",
+    "contexts list", "contexts info", "contexts prune", "contexts verify",
     "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
 )  # fmt: skip
 

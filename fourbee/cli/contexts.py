@@ -55,7 +55,7 @@ def list_contexts(context_store: Store = None, as_json: Json = False) -> None:
 
 @contexts_app.command()
 def info(
-    context_id: Annotated[str, typer.Argument(metavar="ID", help="The context's id.")],
+    context_id: Annotated[str, typer.Argument(help="The id.")],
     context_store: Store = None,
     as_json: Json = False,
 ) -> None:

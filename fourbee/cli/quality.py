@@ -51,7 +51,7 @@ def quality(
     """
     from fourbee.engine.checkpoint import open_checkpoint
     from fourbee.evaluation import quality as measuring
-    from fourbee.kernels.backends import QUANTIZATIONS, native_built
+    from fourbee.kernels.backends import native_built
     from fourbee.model.gguf_checkpoint import open_source
     from fourbee.model.hub import resolve_model
 
@@ -65,10 +65,9 @@ def quality(
         network, answers = measuring.reference(checkpoint, asked)
         for form in measuring.forms(tensors, _calibration(tokenizer, calibration, seed)):
             found[form.name] = measuring.measure(network, tensors, form, answers, bar(form.name))
-        for quantize in QUANTIZATIONS[1:] if native_built() else ():
-            name = f"--quantize {quantize}, as served"
+        for name, quantize, kv_type in _served() if native_built() else ():
             found[name] = measuring.measure_served(
-                network, checkpoint, quantize, answers, bar(name)
+                network, checkpoint, quantize, answers, bar(name), kv_type
             )
     errors = measuring.weight_errors()
     required = requirements(found, errors)
@@ -86,6 +85,16 @@ def quality(
         (output / f"quality-{name}.json").write_text(document + "\n")
     typer.echo(text)
     typer.echo(document)
+
+
+def _served() -> Iterator[tuple[str, str, str]]:
+    """What is measured as `serve` runs it: a name, --quantize and --kv-type."""
+    from fourbee.kernels.backends import QUANTIZATIONS
+
+    for kv_type in ("bfloat16", "int8", "int4"):
+        yield f"--kv-type {kv_type}", "none", kv_type
+    for quantize in QUANTIZATIONS[1:]:
+        yield f"--quantize {quantize}, as served", quantize, "auto"
 
 
 def table(found: Mapping[str, Quality]) -> str:
@@ -126,6 +135,16 @@ def requirements(
         ("int8: greedy answers equal", found["int8"].greedy_equal, ">=", 0.99),
         ("int4: greedy answers equal", int4.greedy_equal, ">=", 0.95),
         ("int4: KL, against Q4_0's", int4.mean_kl, "<=", rival.mean_kl),
+    ]
+    asked += [
+        (
+            f"--kv-type {kind}: greedy answers equal",
+            found[f"--kv-type {kind}"].greedy_equal,
+            ">=",
+            bound,
+        )
+        for kind, bound in (("int8", 0.99), ("int4", 0.95))
+        if f"--kv-type {kind}" in found
     ]
     asked += [
         (f"int4: error of {distribution} weights, against Q4_0's", by["int4"], "<=",

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _SPARE = 20  # of a full store a twentieth is freed at once
+_PRUNED = 100  # files that are removed in one transaction
 _TOLD = (OSError, sqlite3.Error, CapacityError)  # are told in the log and fail no request
 _USES, _USE_SECONDS = 1000, 30.0  # uses are noted together: so many, or after so long
 
@@ -76,14 +78,15 @@ class ContextStore:
         self._used: dict[bytes, float] = {}
         self._noted = time.monotonic()
         self._told: set[tuple[type, int]] = set()
+        self._damaged: list[str] = []
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._index = self._open_index()
-            with self._transaction() as index:
-                self._make_room(index, 0, b"")
+            self._index = open_index(self.folder, self._reconcile)
         except (OSError, sqlite3.Error) as error:
             reason = "not a folder" if self.folder.is_file() else _reason(error)
             raise UsageError(f"--context-store {folder}: {reason}", "context_store") from None
+        with self._telling(), self._transaction() as index:
+            self._make_room(index, 0, b"")
 
     def get(self, key: bytes, parent: bytes, token_ids: Sequence[int]) -> bytes | None:
         """The page of these tokens after `parent`, verified; None where there is none."""
@@ -170,17 +173,28 @@ class ContextStore:
         token ids, the pages that no other context begins with, and what follows those. to_bytes:
         only until the store is no larger, the least recently used first. Raises FourbeeError.
         """
-        with self._reporting(), self._transaction() as index:
-            going = chosen(self.folder, index.rows(), older_than, namespace, context_id)
-            return remove(self.folder, index, going, to_bytes)
+        gone = Pruned(0, 0, 0)
+        with self._reporting():
+            with self._transaction() as index:
+                going = chosen(self.folder, index.rows(), older_than, namespace, context_id)
+            while going:  # a few at a time: others wait meanwhile
+                with self._transaction() as index:
+                    gone += remove(self.folder, index, going[:_PRUNED], to_bytes)
+                del going[:_PRUNED]
+        return gone
 
     def verify(self) -> Verified:
-        """Reads every file, removes those that are damaged, and makes the index agree."""
+        """Reads every file, removes those that are damaged, and makes the index agree.
+
+        What was found damaged when the store was opened is told too. Raises FourbeeError.
+        """
         with self._reporting():
             verified = verify_files(self.folder)
             with self._lock:
-                reconcile(self.folder, self._current(), thorough=True)
-            return verified
+                self._damaged += verified.bad
+                self._reconcile(self._current(), thorough=True)
+                bad, self._damaged = tuple(self._damaged), []
+            return replace(verified, bad=bad)
 
     def close(self) -> None:
         """Notes the last uses and ends."""
@@ -275,13 +289,11 @@ class ContextStore:
         """The index, opened again where it was lost or replaced."""
         if not self._index.is_current:
             self._index.close()
-            self._index = self._open_index()
+            self._index = open_index(self.folder, self._reconcile)
         return self._index
 
-    def _open_index(self) -> StoreIndex:
-        with open_index(self.folder) as index:
-            reconcile(self.folder, index)
-            return index
+    def _reconcile(self, index: StoreIndex, thorough: bool = False) -> None:
+        self._damaged += reconcile(self.folder, index, thorough=thorough)
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -23,25 +24,31 @@ NAME, LOCK = "index.sqlite", "index.lock"
 _FORMAT = 1
 _BUSY_SECONDS = 2.0  # longest wait for another process's transaction
 _OPEN_SECONDS = 30.0  # and for another that opens the index and may fill it from the files
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# What an index that is whole can meet with; any other error says that it is not.
+_OUTSIDE = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_MISUSE,
+}  # fmt: skip
+# The check is for `integrity_check`: a damaged record may hold values of any type.
 _TABLE = f"""
 CREATE TABLE files (key BLOB PRIMARY KEY, parent BLOB NOT NULL, namespace BLOB NOT NULL,
-                    context BLOB, tokens INTEGER NOT NULL, size INTEGER NOT NULL,
-                    used REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX sizes ON files (size);
+                    is_context INTEGER NOT NULL, size INTEGER NOT NULL, used REAL NOT NULL,
+                    CHECK (typeof(key) || typeof(parent) || typeof(namespace) || typeof(is_context)
+                           || typeof(size) || typeof(used) = 'blobblobblobintegerintegerreal')
+                   ) WITHOUT ROWID;
 PRAGMA user_version = {_FORMAT};
 """
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A file: `context` is None for a page; texts as `stored_file.text_bytes` has them."""
+    """A page or a context."""
 
     key: bytes
     parent: bytes
-    namespace: bytes
-    context: bytes | None
-    tokens: int
+    namespace: bytes  # as `stored_file.text_bytes` has it
+    is_context: bool
     size: int  # bytes, with the head
     used: float  # seconds since 1970
 
@@ -63,10 +70,13 @@ class StoreIndex:
             [version] = self._db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_TABLE} COMMIT;")
-            elif version != _FORMAT or self._db.execute("PRAGMA quick_check(1)").fetchone() != (
-                "ok",
-            ):
+                return
+            [found] = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if version != _FORMAT or found != "ok":
                 raise _damage("damaged, or of another version")
+        except UnicodeDecodeError:  # of a message about what it holds
+            self._db.close()
+            raise _damage("damaged") from None
         except BaseException:
             self._db.close()
             raise
@@ -92,9 +102,10 @@ class StoreIndex:
             raise
 
     def rows(self) -> list[IndexRow]:
-        """All files."""
-        columns = "key, parent, namespace, context, tokens, size, used"
-        return [IndexRow(*row) for row in self._db.execute(f"SELECT {columns} FROM files")]
+        """All files; a time of use is never in the future."""
+        columns = "key, parent, namespace, is_context, size, MAX(0.0, MIN(used, ?))"
+        found = self._db.execute(f"SELECT {columns} FROM files", (time.time(),))
+        return [IndexRow(*row) for row in found]
 
     def total(self) -> int:
         """Bytes of all files together."""
@@ -104,7 +115,7 @@ class StoreIndex:
     def add(self, rows: Iterable[IndexRow]) -> None:
         """Takes files in, in the place of what it had of them."""
         values = [astuple(row) for row in rows]
-        self._db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Forgets files."""
@@ -121,35 +132,39 @@ class StoreIndex:
         self._db.close()
 
 
-@contextlib.contextmanager
-def open_index(folder: Path) -> Iterator[StoreIndex]:
-    """The index of a folder, made anew where it is damaged; no other process opens it meanwhile.
+def open_index(folder: Path, fill: Callable[[StoreIndex], None]) -> StoreIndex:
+    """The index of a folder, after `fill` made it agree with the files.
 
-    Raises OSError, sqlite3.Error, filelock.Timeout.
+    Made anew where it is damaged; no other process opens it meanwhile. Raises OSError and
+    sqlite3.Error.
     """
     folder.stat()  # the lock would make a folder that has vanished
     with FileLock(folder / LOCK, timeout=_OPEN_SECONDS, mode=0o600):
-        path = folder / NAME
         try:
-            index = StoreIndex(path)
-        except sqlite3.DatabaseError as error:
+            return _filled(folder / NAME, fill)
+        except sqlite3.Error as error:
             if not is_damage(error):
                 raise
-            logger.warning("context store: %s: %s: made anew from the files", path, error)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
-            index = StoreIndex(path)
-        try:
-            yield index
-        except BaseException:
-            index.close()
-            raise
+            logger.warning("context store: %s: %s: made anew from the files", folder / NAME, error)
+        for suffix in ("", "-wal", "-shm"):
+            (folder / f"{NAME}{suffix}").unlink(missing_ok=True)
+        return _filled(folder / NAME, fill)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file is no whole database."""
-    # An error may carry an extended code, whose low byte is the code.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    """Whether the error says that the index is not whole."""
+    code = getattr(error, "sqlite_errorcode", None)  # none in errors of the module itself
+    return code is not None and code & 0xFF not in _OUTSIDE  # above it is more about the kind
+
+
+def _filled(path: Path, fill: Callable[[StoreIndex], None]) -> StoreIndex:
+    index = StoreIndex(path)
+    try:
+        fill(index)
+    except BaseException:
+        index.close()
+        raise
+    return index
 
 
 def _damage(message: str) -> sqlite3.DatabaseError:

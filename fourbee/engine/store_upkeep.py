@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from fourbee.engine.kv_recipe import page_keys
@@ -24,7 +25,6 @@ from fourbee.engine.stored_file import (
     TEMPORARY,
     DamagedFileError,
     FileHead,
-    bytes_text,
     file_name,
     open_file,
     read_head,
@@ -59,6 +59,11 @@ class Pruned:
     contexts: int
     bytes: int
 
+    def __add__(self, other: Pruned) -> Pruned:
+        return Pruned(
+            self.pages + other.pages, self.contexts + other.contexts, self.bytes + other.bytes
+        )
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -67,24 +72,24 @@ class Verified:
     pages: int
     contexts: int
     bytes: int
-    bad: tuple[str, ...]  # names of files that were removed, and why
+    bad: tuple[str, ...]  # names of damaged files that were removed, and why
 
 
 def index_row(head: FileHead, size: int, used: float) -> IndexRow:
     """The row of a file of `size` bytes."""
-    context = None if head.context_id is None else text_bytes(head.context_id)
-    owner, tokens = text_bytes(head.namespace), len(head.token_ids)
-    return IndexRow(head.key, head.parent, owner, context, tokens, size, used)
+    is_context = head.context_id is not None
+    return IndexRow(head.key, head.parent, text_bytes(head.namespace), is_context, size, used)
 
 
-def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> None:
+def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> list[str]:
     """Takes in what the index does not know and forgets what is gone.
 
-    After a crash, a lost index, or files removed by hand. `thorough`: what it knows is read again
-    too. Damaged heads go, and files that lost their writer. Raises OSError, sqlite3.Error.
+    After a crash, a lost index, or files removed by hand. `thorough`: heads that it knows are read
+    again too. Files with damaged heads go, and are returned as in `Verified`; so do those that lost
+    their writer. Raises OSError, sqlite3.Error.
     """
     known = {row.key: row for row in index.rows()}
-    found, changed = set(), []
+    found, changed, bad = set(), [], []
     for entry, status in _entries(folder):
         if entry.name.startswith(TEMPORARY[0]) and entry.name.endswith(TEMPORARY[1]):
             if status.st_mtime < time.time() - _ABANDONED_SECONDS:
@@ -98,16 +103,18 @@ def reconcile(folder: Path, index: StoreIndex, *, thorough: bool = False) -> Non
             path = Path(entry.path)
             try:
                 head = read_head(path)
-            except FileNotFoundError:
+            except OSError:  # gone meanwhile, or another user's
                 continue
             except DamagedFileError as error:
                 remove_damaged(path, error)
+                bad.append(f"{path.name}: {error}")
                 continue
             changed.append(index_row(head, status.st_size, row.used if row else status.st_mtime))
         found.add(key)
     with index.transaction():
         index.add(changed)
         index.remove(known.keys() - found)
+    return bad
 
 
 def removal_order(rows: Iterable[IndexRow]) -> list[tuple[IndexRow, float]]:
@@ -142,18 +149,13 @@ def followed_by(parent: bytes, rows: Iterable[IndexRow]) -> set[bytes]:
 def stored_contexts(folder: Path, rows: Sequence[IndexRow]) -> Iterator[StoredContext]:
     """The contexts among these rows, with what is stored of them."""
     sizes = {row.key: row.size for row in rows}
-    for row in rows:
-        if row.context is None:
-            continue
-        here: list[int] = []
-        keys = _chain(folder, row)
-        for key in keys:
-            if key not in sizes:
-                break
-            here.append(sizes[key])
+    for row, head in _contexts(folder, rows):
+        assert head.context_id is not None
+        keys = list(page_keys(head.parent, head.token_ids))
+        here = list(takewhile(sizes.__contains__, keys))
         yield StoredContext(
-            bytes_text(row.context), bytes_text(row.namespace), row.parent.hex(), row.tokens,
-            len(here), len(keys), sum(here), row.used,
+            head.context_id, head.namespace, head.parent.hex(), len(head.token_ids),
+            len(here), len(keys), sum(map(sizes.__getitem__, here)), row.used,
         )  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def chosen(
     """What `ContextStore.prune` may remove under these conditions, in the order of removal."""
     owner = None if namespace is None else text_bytes(namespace)
     latest = None if older_than is None else time.time() - older_than
-    named = None if context_id is None else _only_of(folder, text_bytes(context_id), owner, rows)
+    named = None if context_id is None else _only_of(folder, context_id, namespace, rows)
     return [
         row
         for row, used in removal_order(rows)
@@ -191,8 +193,8 @@ def remove(folder: Path, index: StoreIndex, rows: Sequence[IndexRow], to_bytes: 
         total -= row.size
         gone.append(row)
     index.remove(row.key for row in gone)
-    pages = sum(row.context is None for row in gone)
-    return Pruned(pages, len(gone) - pages, before - total)
+    contexts = sum(row.is_context for row in gone)
+    return Pruned(len(gone) - contexts, contexts, before - total)
 
 
 def verify_files(folder: Path) -> Verified:
@@ -210,7 +212,7 @@ def verify_files(folder: Path) -> Verified:
         except FileNotFoundError:
             continue
         except DamagedFileError as error:
-            remove_damaged(path, error)
+            path.unlink(missing_ok=True)
             bad.append(f"{path.name}: {error}")
             continue
         size += status.st_size
@@ -227,19 +229,25 @@ def remove_damaged(path: Path, reason: DamagedFileError) -> None:
 
 
 def _only_of(
-    folder: Path, context: bytes, owner: bytes | None, rows: Sequence[IndexRow]
+    folder: Path, context_id: str, namespace: str | None, rows: Sequence[IndexRow]
 ) -> set[bytes]:
     """The keys of the contexts of this id, of their pages, and of all that follows these.
 
     Without pages that other contexts begin with.
     """
-    chains = {row.key: _chain(folder, row) for row in rows if row.context is not None}
-    going = {row.key for row in rows if row.context == context and owner in (None, row.namespace)}
-    staying = {key for name, chain in chains.items() if name not in going for key in chain}
+    going: set[bytes] = set()
+    staying: set[bytes] = set()
+    waiting: list[bytes] = []
+    for row, head in _contexts(folder, rows):
+        keys = page_keys(head.parent, head.token_ids)
+        if head.context_id == context_id and namespace in (None, head.namespace):
+            going.add(row.key)
+            waiting += keys
+        else:
+            staying.update(keys)
     after: dict[bytes, list[bytes]] = {}
     for row in rows:
         after.setdefault(row.parent, []).append(row.key)
-    waiting = [key for name in going for key in chains[name]]
     while waiting:
         key = waiting.pop()
         if key not in going and key not in staying:
@@ -248,21 +256,22 @@ def _only_of(
     return going
 
 
-def _chain(folder: Path, row: IndexRow) -> list[bytes]:
-    """The keys of a context's whole pages; none where its file is gone or damaged."""
-    try:
-        return list(page_keys(row.parent, read_head(_path(folder, row)).token_ids))
-    except (OSError, DamagedFileError):
-        return []
+def _contexts(folder: Path, rows: Iterable[IndexRow]) -> Iterator[tuple[IndexRow, FileHead]]:
+    """The contexts among these rows, by what their files say; without damaged ones."""
+    for row in rows:
+        if row.is_context:
+            with contextlib.suppress(OSError, DamagedFileError):
+                yield row, read_head(_path(folder, row))
 
 
 def _entries(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                yield entry, entry.stat()
+                if entry.is_file():
+                    yield entry, entry.stat()
 
 
 def _path(folder: Path, row: IndexRow) -> Path:
     """Where the file of a row is."""
-    return folder / file_name(row.key, PAGE if row.context is None else CONTEXT)
+    return folder / file_name(row.key, CONTEXT if row.is_context else PAGE)

@@ -18,6 +18,7 @@ can write into the folder is trusted. Not here: which files there are (`context_
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import struct
@@ -112,8 +113,13 @@ class StoredFile:
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[StoredFile]:
     """Opens a file and verifies its head and length; OSError, DamagedFileError."""
-    with path.open("rb") as file:
-        yield _read_head(file, path.suffix)
+    try:
+        with path.open("rb") as file:
+            yield _read_head(file, path.suffix)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DamagedFileError("the disk cannot read it") from None
 
 
 def read_head(path: Path) -> FileHead:

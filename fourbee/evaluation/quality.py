@@ -145,9 +145,10 @@ def measure_served(
     quantize: str,
     answers: Sequence[Answer],
     progress: Callable[[], None] = lambda: None,
+    kv_type: str = "auto",
 ) -> Quality:
-    """`--quantize` as it is served: activations, keys and values are int8 too."""
-    ops = open_operations("native", "cpu", "float32", quantize=quantize)
+    """`--quantize` and `--kv-type` as they are served: activations are int8 where weights are."""
+    ops = open_operations("native", "cpu", "float32", quantize=quantize, kv_type=kv_type)
     weights = checkpoint.load_weights(ops)
     if isinstance(ops, PlanningOperations) and ops.rounds_keys:
         weights = smooth_keys(weights, ops)

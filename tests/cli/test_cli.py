@@ -104,6 +104,7 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "data", "data generate", "data blind",
         "bench", "bench offline", "bench outside", "bench peers", "bench quality",
         "bench roofline", "bench start",
+        "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import shutil
 import sqlite3
 import stat
@@ -247,6 +248,37 @@ def test_a_damaged_page_is_a_miss_and_goes(opened, folder, told, what) -> None:
     assert stored(store, LONG) == [True] * 8 and not told()
 
 
+def test_a_page_that_the_disk_cannot_read_is_damaged(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, [FIRST])
+    with monkeypatch.context() as patch:
+        patch.setattr("fourbee.engine.stored_file._read_head", fails(errno.EIO))
+        assert get(store, FIRST) is None
+    path = folder / f"{FIRST.key.hex()}.page"
+    assert told() == [f"context store: {path}: damaged, removed: the disk cannot read it"]
+    put(store, [FIRST])
+    assert get(store, FIRST) == FIRST.data
+
+
+def test_a_page_that_may_not_be_read_is_a_miss_and_stays(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, [FIRST])
+    with monkeypatch.context() as patch:
+        patch.setattr("fourbee.engine.stored_file._read_head", fails(errno.EACCES))
+        assert get(store, FIRST) is None and get(store, FIRST) is None
+    assert told() == [f"context store {folder}: Permission denied (told once)"]
+    assert get(store, FIRST) == FIRST.data
+
+
+def test_what_only_has_the_name_of_a_page_is_left_alone(opened, folder, told) -> None:
+    put(opened(), LONG)
+    odd = folder / f"{'1' * 64}.page"
+    odd.mkdir()
+    store = opened(3 * FILE_BYTES)
+    assert store.verify().bad == () and odd.is_dir() and not told()
+    assert store.prune().pages == 2 and odd.is_dir()
+
+
 def test_a_damaged_context_is_forgotten(opened, folder, told) -> None:
     store = opened()
     store.remember("chat", "", ROOT, (1, 2, 3))
@@ -278,7 +310,8 @@ def test_a_page_under_the_name_of_a_context_is_a_miss(opened, folder, told) -> N
     assert store.recall("chat", "") is None and len(told()) == 1
 
 
-def test_verify_reads_everything_and_says_what_went(opened, folder, told) -> None:
+def test_verify_reads_everything_and_says_what_went(opened, folder, told, monkeypatch) -> None:
+    uses(monkeypatch)(100.0)
     store = opened()
     put(store, LONG)
     store.remember("chat", "", ROOT, (1, 2, 3))
@@ -293,8 +326,11 @@ def test_verify_reads_everything_and_says_what_went(opened, folder, told) -> Non
     assert [line.split(".page: ")[0] for line in sorted(verified.bad)] == sorted(
         ["0" * 64, good[0].stem, good[1].stem]
     )
-    assert len(told()) == 3 and agrees(folder)
+    assert not told() and agrees(folder)
+    assert set(indexed(folder, "used").values()) == {100.0}
     assert (folder / "notes.txt").exists() and store.verify().bad == ()
+    good[2].write_bytes(b"damaged")
+    assert [line[:64] for line in opened().verify().bad] == [good[2].stem]
 
 
 # The index is made anew from the files.
@@ -313,9 +349,9 @@ def other_version(folder: Path) -> None:
 
 def wrong_rows(folder: Path) -> None:
     database = sqlite3.connect(folder / "index.sqlite")
-    database.execute("UPDATE files SET size = size + 1000000000 WHERE context IS NULL")
-    database.execute("DELETE FROM files WHERE context IS NOT NULL")
-    database.execute("INSERT INTO files VALUES (x'00', x'01', x'', NULL, 64, 5000, 1.0)")
+    database.execute("UPDATE files SET size = size + 1000000000 WHERE NOT is_context")
+    database.execute("DELETE FROM files WHERE is_context")
+    database.execute("INSERT INTO files VALUES (x'00', x'01', x'', 0, 5000, 1.0)")
     database.commit()
     database.close()
 
@@ -358,17 +394,36 @@ def test_nothing_but_the_index_is_lost_with_the_index(
     if not open_meanwhile:
         store = opened()
     assert stored(store, LONG) == [True] * 8 and store.recall("chat", "alice") is not None
-    put(store, pages_of(text("more", 2)), "bob")
-    if open_meanwhile:  # what it takes to notice may take the next opening
+    more = pages_of(text("more", 2))
+    put(store, more, "bob")
+    if open_meanwhile:
+        put(store, more, "bob")  # the first time may have found that it is damaged
         store.close()
-        store = opened(10**9)
-    assert agrees(folder) and len(indexed(folder)) == (
-        10 + 1 if not told() else len(indexed(folder))
-    )
+        store = opened()  # one that is overwritten in its place may be found so only now
+    assert stored(store, more) == [True] * 2
+    assert agrees(folder) and len(indexed(folder)) == 8 + 2 + 1
     [context] = store.contexts()
     assert (context.pages, context.pages_of_all, context.namespace) == (8, 8, "alice")
     assert store.prune(namespace="alice").pages == 8
     assert stored(store, LONG) == [False] * 8 and agrees(folder)
+
+
+def test_an_index_with_any_bit_flipped_costs_nothing(opened, folder) -> None:
+    store = opened()
+    filled(store)
+    store.close()
+    whole_index, drawn = (folder / "index.sqlite").read_bytes(), random.Random(5)
+    for _ in range(60):
+        damaged = bytearray(whole_index)
+        for _ in range(drawn.choice([1, 1, 20])):
+            damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)
+        (folder / "index.sqlite").write_bytes(damaged)
+        store = ContextStore(folder, 12 * FILE_BYTES)
+        assert stored(store, LONG) == [True] * 8 and store.recall("chat", "alice") is not None
+        assert [context.pages for context in store.contexts()] == [8]
+        assert store.prune(namespace="nobody").bytes == 0
+        store.close()
+        assert agrees(folder)
 
 
 def test_an_index_that_another_process_replaced_is_opened_anew(opened, folder) -> None:
@@ -383,6 +438,24 @@ def test_an_index_that_another_process_replaced_is_opened_anew(opened, folder) -
     put(two, pages_of(text("still more", 2)))
     two.close()
     assert agrees(folder) and len(indexed(folder)) == 12
+
+
+def test_an_index_found_damaged_meanwhile_is_opened_anew(opened, folder, told, monkeypatch) -> None:
+    store = opened()
+    put(store, LONG[:4])
+    (folder / "index.sqlite").write_bytes(b"garbage" * 1000)
+
+    def damaged(*_: object) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_index.StoreIndex, "touch", damaged)
+        put(store, LONG)
+    assert told() == [f"context store {folder}: database disk image is malformed (told once)"]
+    put(store, LONG)
+    assert stored(store, LONG) == [True] * 8 and agrees(folder)
 
 
 def test_the_time_of_last_use_is_the_files_where_the_index_is_lost(opened, folder) -> None:
