@@ -133,8 +133,9 @@ class _Timed:
 
     def parts(self) -> tuple[float, float]:
         """A layer's seconds, and those of the rest."""
-        many = self.layers > 1
-        layer = (self.deep - self.shallow) / (self.layers - 1) if many else self.deep
+        layer = (self.deep - self.shallow) / max(1, self.layers - 1)
+        if layer <= 0:  # there is one layer only, or it is little beside the noise
+            return self.deep / self.layers, 0.0
         return layer, max(0.0, self.shallow - layer)
 
     def key(self, deeper: _Timed) -> float:

@@ -106,6 +106,15 @@ def test_the_parts_of_a_lawful_machine_are_found(monkeypatch, table_bytes: int) 
     assert told[-1] == (told[-1][1],) * 2 and len(told) == told[-1][1]
 
 
+def test_noise_and_single_layers_leave_no_negative_times() -> None:
+    reading = Work("prefill", CHUNK)
+    assert pace_module._Timed(reading, 1, 0.3, 0.3).parts() == (0.3, 0)
+    assert pace_module._Timed(reading, 4, 0.3, 0.2).parts() == (0.05, 0)
+    assert pace_module._Timed(reading, 3, 0.3, 0.9).parts() == pytest.approx((0.3, 0))
+    fewer = pace_module._Timed(replace(reading, depth=512), 1, 0.2, 0.2)
+    assert pace_module._Timed(reading, 1, 0.3, 0.3).key(fewer) == 0
+
+
 @needs_native
 @pytest.mark.parametrize("kind", ["none", "int8", "int4", "file"])
 @pytest.mark.parametrize("kv_type", ["auto", "int4"])
