@@ -134,7 +134,7 @@ class _Timed:
     def parts(self) -> tuple[float, float]:
         """A layer's seconds, and those of the rest."""
         layer = (self.deep - self.shallow) / max(1, self.layers - 1)
-        if layer <= 0:  # there is one layer only, or it is little beside the noise
+        if self.layers == 1 or layer <= 0:  # one layer only, or little beside the noise
             return self.deep / self.layers, 0.0
         return layer, max(0.0, self.shallow - layer)
 

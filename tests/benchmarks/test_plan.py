@@ -108,7 +108,7 @@ def test_the_parts_of_a_lawful_machine_are_found(monkeypatch, table_bytes: int) 
 
 def test_noise_and_single_layers_leave_no_negative_times() -> None:
     reading = Work("prefill", CHUNK)
-    assert pace_module._Timed(reading, 1, 0.3, 0.3).parts() == (0.3, 0)
+    assert pace_module._Timed(reading, 1, 0.28, 0.3).parts() == (0.3, 0)
     assert pace_module._Timed(reading, 4, 0.3, 0.2).parts() == (0.05, 0)
     assert pace_module._Timed(reading, 3, 0.3, 0.9).parts() == pytest.approx((0.3, 0))
     fewer = pace_module._Timed(replace(reading, depth=512), 1, 0.2, 0.2)
