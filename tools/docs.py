@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 SHAPES = ("0.6B", "4B")
 SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end of speed -->)", re.DOTALL)
 COMMANDS = (
-    "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
+    "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
     "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
     "bench start", "bench needle", "bench lasting", "bench streaming",
     "contexts list", "contexts info", "contexts prune", "contexts verify",

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fourbee.benchmarks.pace import layer_products
 from fourbee.benchmarks.shapes import shape_config
 from fourbee.benchmarks.work import Work
+from fourbee.engine.ledger import page_bytes
 from fourbee.kernels import _native
+from fourbee.kernels.attention_pattern import PAGE_KEYS
 
 _BYTES = 1 << 30
 _ROUNDS = 20  # some 20 ms each
@@ -49,13 +52,9 @@ def best(*several: Limits) -> Limits:
 def share_of_limit(work: Work, shape: str, weight_bytes: float, rate: float, most: Limits) -> float:
     """The share of the limit that a rate in tokens a second comes to."""
     config = shape_config(shape)
-    layers, head_dim = config.num_hidden_layers, config.head_dim
+    layers = config.num_hidden_layers
     if work.kind == "decode":
-        # int8 keys and values, with a scale of four bytes each.
-        keys = work.depth * layers * config.num_key_value_heads * 2 * (head_dim + 4)
+        keys = work.depth * page_bytes(config, "int8") / PAGE_KEYS
         return (weight_bytes + work.batch * keys) * rate / work.batch / most.read_bytes
-    hidden, inner = config.hidden_size, config.intermediate_size
-    per_layer = 2 * hidden * (config.query_size + config.key_value_size) + 3 * hidden * inner
-    mean_depth = work.depth + work.tokens / 2
-    attention = 2 * config.query_size * mean_depth
-    return layers * (per_layer + attention) * rate / most.int8
+    attention = 2 * config.query_size * (work.depth + work.tokens / 2)
+    return layers * (layer_products(config) + attention) * rate / most.int8

@@ -5,14 +5,23 @@ Nothing is read or written: a 4B in int4 is ready in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
 import numpy as np
 
+from fourbee.engine.ledger import Setup, matrix_formats
 from fourbee.foundation.errors import UsageError
-from fourbee.kernels.native_ops import NativeOperations, open_native
-from fourbee.kernels.operations import FloatArray, Linear
-from fourbee.kernels.packed import BLOCK_ROWS, GROUP, Kind, PackedMatrix, block_bytes
+from fourbee.kernels.operations import Linear, PackedOperations
+from fourbee.kernels.packed import GROUP, Kind, PackedMatrix, block_bytes
 from fourbee.model.config import Qwen3Config
-from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
+from fourbee.model.packed_format import PackedFormat
+from fourbee.model.qwen3 import Qwen3Weights
+from fourbee.model.weights import tensor_shapes, weights_tree
+
+if TYPE_CHECKING:
+    from fourbee.kernels.native_ops import NativeOperations
 
 # Layers, hidden and inner width, query and key-value heads, whether the head is the embedding.
 SHAPES: dict[str, tuple[int, int, int, int, int, bool]] = {
@@ -51,66 +60,61 @@ def random_model(
 
     Those of "none" are in bfloat16, as published.
     """
+    from fourbee.kernels.native_ops import NativeOperations, open_native
+
     config = shape_config(name)
-    ops = open_native("bfloat16" if quantize == "none" else "float32", quantize, threads)
+    dtype = "bfloat16" if quantize == "none" else "float32"
+    ops = open_native(dtype, quantize, threads)
     assert isinstance(ops, NativeOperations)
-    packing, rng = ops.packing, np.random.default_rng(0)
+    formats = matrix_formats(Setup(config, dtype=dtype, quantize=quantize))
+    return random_weights(config, formats, ops), ops
 
-    def matrix(rows: int, columns: int, kind: Kind, rotated: bool) -> Linear:
-        made = random_matrix(rng, rows, columns, kind, rotated)
-        return Linear(ops.from_packed(made), rotated)
 
-    def linear(rows: int, columns: int) -> Linear:
-        return matrix(rows, columns, packing.layers, packing.rotated)
+def random_weights(
+    config: Qwen3Config, formats: Mapping[str, PackedFormat], ops: PackedOperations
+) -> Qwen3Weights:
+    """Random matrices in these formats, by their names, and norms of ones."""
+    rng = np.random.default_rng(0)
 
-    def ones(width: int) -> FloatArray:
-        return np.ones(width, dtype=np.float32)
+    def tensor(name: str, shape: tuple[int, ...]) -> Any:
+        if len(shape) == 1:
+            return np.ones(shape, dtype=np.float32)
+        form, (rows, columns) = formats[name], shape
+        made = random_matrix(rng, rows, columns, form.kind, form.rotated, form.group)
+        return ops.from_packed(made)
 
-    hidden, inner, query, key = (
-        config.hidden_size, config.intermediate_size, config.query_size, config.key_value_size,
-    )  # fmt: skip
-    blocks = tuple(
-        BlockWeights(
-            ones(hidden), linear(query, hidden), linear(key, hidden), linear(key, hidden),
-            ones(HEAD_DIM), ones(HEAD_DIM), linear(hidden, query), ones(hidden),
-            linear(inner, hidden), linear(inner, hidden), linear(hidden, inner),
-        )
-        for _ in range(config.num_hidden_layers)
-    )  # fmt: skip
-    table = matrix(VOCABULARY, hidden, packing.tables, False)
-    tied = config.tie_word_embeddings
-    head = table if tied else matrix(VOCABULARY, hidden, packing.tables, False)
-    return Qwen3Weights(config, table.weight, blocks, ones(hidden), head), ops
+    tensors = {name: tensor(name, shape) for name, shape in tensor_shapes(config).items()}
+    rotated = any(form.rotated for form in formats.values())
+    return weights_tree(config, tensors, rotated)
 
 
 def random_matrix(
-    rng: np.random.Generator, rows: int, columns: int, kind: Kind, rotated: bool
-) -> PackedMatrix:
-    """Random integers with one small scale: rows keep their size from layer to layer.
-
-    bfloat16 (kind "bf16") has random signs and fractions with one exponent instead.
-    """
-    group = 0 if kind == "bf16" else GROUP
-    shape = -(-rows // BLOCK_ROWS), block_bytes(kind, columns, group)
-    data = rng.integers(0, 256, shape, dtype=np.uint8)
-    if kind == "bf16":
-        exponent = 127 + round(np.log2(1 / (1.5 * np.sqrt(columns))))
-        words = data.view(np.uint16)
-        words &= 0x807F
-        words |= exponent << 7
-        return PackedMatrix(kind, rows, columns, group, rotated, data)
-    lines = GROUP * 16 * (8 if kind == "int8" else 4) // 8
+    rng: np.random.Generator, rows: int, columns: int, kind: Kind, rotated: bool,
+    group: int = GROUP,
+) -> PackedMatrix:  # fmt: skip
+    """Random numbers with one small scale: rows keep their size from layer to layer."""
+    blocks = -(-rows // 16)
+    if kind in ("f32", "bf16"):
+        numbers = rng.random((blocks, columns * 16), dtype=np.float32) - np.float32(0.5)
+        numbers *= np.float32(3.4 / np.sqrt(columns))
+        floats = numbers if kind == "f32" else numbers.astype(ml_dtypes.bfloat16)
+        return PackedMatrix(kind, rows, columns, 0, rotated, floats.view(np.uint8))
+    data = rng.integers(0, 256, (blocks, block_bytes(kind, columns, group)), dtype=np.uint8)
+    lines = group * 16 * (8 if kind == "int8" else 4) // 8
     # Integers are evenly spread, of a size of about a third of their largest.
     scale = 1.7 / (128 if kind == "int8" else 8) / np.sqrt(columns)
     if kind == "int4c":
-        groups = data[:, :-64].reshape(len(data), -1, lines + 32)
+        groups = data[:, :-64].reshape(blocks, -1, lines + 32)
         groups[:, :, lines : lines + 16] = 255
         groups[:, :, lines + 16 :] = 8 * 16
         data[:, -64:] = np.full(16, scale / 255, np.float32).view(np.uint8)
     else:
-        groups = data.reshape(len(data), -1, lines + 32)
-        groups[:, :, lines:] = np.full(16, scale, np.float16).view(np.uint8)
-    return PackedMatrix(kind, rows, columns, GROUP, rotated, data)
+        tail = np.full(16, scale, np.float16)
+        if kind == "int4a":
+            tail = np.concatenate([tail, -8 * tail])
+        groups = data.reshape(blocks, -1, lines + tail.nbytes)
+        groups[:, :, lines:] = tail.view(np.uint8)
+    return PackedMatrix(kind, rows, columns, group, rotated, data)
 
 
 def weight_bytes(weights: Qwen3Weights) -> int:

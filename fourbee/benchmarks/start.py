@@ -24,7 +24,9 @@ from typing import Any
 
 from fourbee.benchmarks.checkpoint import write_packed, write_tokenizer
 from fourbee.benchmarks.shapes import shape_config
+from fourbee.engine.ledger import page_bytes
 from fourbee.foundation.errors import FourbeeError
+from fourbee.kernels.attention_pattern import PAGE_KEYS
 
 _READY = re.compile(r"ready: (http://\S+)")
 _SAMPLED_SECONDS = 0.02
@@ -72,9 +74,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def kv_bytes(shape: str, context: int) -> int:
     """Keys and values of so many positions: int8, with a scale of four bytes each."""
-    config = shape_config(shape)
-    a_layer = 2 * config.num_key_value_heads * (config.head_dim + 4)
-    return config.num_hidden_layers * a_layer * context
+    return page_bytes(shape_config(shape), "int8") * context // PAGE_KEYS
 
 
 def measure_start(folder: Path, context: int) -> Start:

@@ -19,6 +19,7 @@ from fourbee.cli.contexts import contexts_app
 from fourbee.cli.data import data_app
 from fourbee.cli.evaluate import evaluate
 from fourbee.cli.export import export
+from fourbee.cli.plan import plan
 from fourbee.cli.quantize import quantize
 from fourbee.cli.serve import pull, serve
 from fourbee.cli.talk import chat, generate
@@ -40,6 +41,7 @@ app.command()(serve)
 app.command()(chat)
 app.command()(generate)
 app.command()(pull)
+app.command()(plan)
 app.command()(quantize)
 app.command()(export)
 app.command(name="eval")(evaluate)

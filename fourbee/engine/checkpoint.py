@@ -17,6 +17,7 @@ from fourbee.model import checkpoint_files, gguf_checkpoint
 from fourbee.model.checkpoint_files import Progress
 from fourbee.model.config import Qwen3Config
 from fourbee.model.gguf_file import GgufFile, is_gguf, read_gguf
+from fourbee.model.memory_formats import Formats, folder_formats, gguf_formats
 from fourbee.model.packed_cache import packed_folder
 from fourbee.model.quantize import FORMATS
 from fourbee.model.qwen3 import Qwen3Weights
@@ -39,6 +40,11 @@ class Checkpoint(Protocol):
     @property
     def defaults(self) -> SamplingDefaults:
         """What the model's makers recommend."""
+        ...
+
+    @property
+    def formats(self) -> Formats:
+        """What its quantised matrices are kept in by operations that compute with such."""
         ...
 
     @property
@@ -93,6 +99,10 @@ class FolderCheckpoint:
         return SamplingDefaults.from_generation_config(self.path)
 
     @property
+    def formats(self) -> Formats:
+        return folder_formats(self.config)
+
+    @property
     def weight_files(self) -> list[Path]:
         return sorted(self.path.glob("*.safetensors"))
 
@@ -121,6 +131,10 @@ class GgufCheckpoint:
     def defaults(self) -> SamplingDefaults:
         recommended = gguf_checkpoint.recommended_sampling(self._file)
         return SamplingDefaults.from_values(recommended, str(self.path))
+
+    @property
+    def formats(self) -> Formats:
+        return gguf_formats(self._file, self.config)
 
     @property
     def weight_files(self) -> list[Path]:

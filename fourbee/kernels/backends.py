@@ -69,8 +69,7 @@ def open_operations(
     as if it had been packed while it loaded, unless a `dtype` is named.
     """
     chosen = choose_backend(backend, device, dtype, head_dim)
-    _check_choice("quantize", quantize, QUANTIZATIONS, chosen)
-    _check_choice("kv_type", kv_type, KV_TYPES, chosen)
+    check_choices(chosen, quantize, kv_type)
     if chosen == "torch":
         return _open_torch(device, dtype, checkpoint_dtype)
     if device not in ("auto", "cpu"):
@@ -103,6 +102,12 @@ def open_operations(
         dtype = "bfloat16" if checkpoint_dtype == "bfloat16" else "float32"
         quantize = packed if quantize == "none" else quantize
     return open_native(dtype, quantize, kv_type=kv_type)
+
+
+def check_choices(backend: Backend, quantize: str, kv_type: str) -> None:
+    """UsageError for what is not known, and for what is native's alone with another backend."""
+    _check_choice("quantize", quantize, QUANTIZATIONS, backend)
+    _check_choice("kv_type", kv_type, KV_TYPES, backend)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...], backend: Backend) -> None:

@@ -17,8 +17,8 @@ from fourbee.kernels.packed import Kind, PackedMatrix, pack, pack_numbers, rows_
 from fourbee.model.gguf_file import GgufTensor
 from fourbee.model.gguf_types import NUMBERS
 
-_GROUP = 32
-_KINDS: Mapping[str, Kind] = {"Q4_0": "int4", "Q4_1": "int4a", "Q4_K": "int4a"}
+GROUP = 32
+KINDS: Mapping[str, Kind] = {"Q4_0": "int4", "Q4_1": "int4a", "Q4_K": "int4a"}
 
 
 def packed_matrix(tensor: GgufTensor) -> PackedMatrix | None:
@@ -38,12 +38,12 @@ def packed_matrix(tensor: GgufTensor) -> PackedMatrix | None:
 def _packed_rows(tensor: GgufTensor, first: int, end: int) -> PackedMatrix:
     kind, raw, count = tensor.type, tensor.raw_rows(first, end), end - first
     if kind.name not in NUMBERS:
-        return pack(kind.values(raw).reshape(count, -1), "int8", _GROUP)
+        return pack(kind.values(raw).reshape(count, -1), "int8", GROUP)
     assert kind.record is not None
     with np.errstate(all="ignore"):
         q, scales, minimums = NUMBERS[kind.name](raw.view(kind.record))
     return pack_numbers(
-        _KINDS.get(kind.name, "int8"),
+        KINDS.get(kind.name, "int8"),
         q.reshape(count, -1),
         scales.reshape(count, -1),
         None if minimums is None else minimums.reshape(count, -1),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from fourbee.engine.sampling import SamplingDefaults
+from fourbee.foundation.memory import memory_bytes
 from fourbee.server.answers import Fit, ModelDetails, ModelEntry, SamplingAdvice
 from fourbee.server.engine_thread import EngineLike, EngineThread
 from fourbee.server.errors import ApiError, model_loading, shutting_down
@@ -124,19 +123,3 @@ class Serving:
 
     def _unavailable(self) -> ApiError:
         return shutting_down() if self._stopped else model_loading(self.name)
-
-
-def memory_bytes() -> int:
-    """The memory that this process may use: the machine's or its container's; 0 = unknown."""
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limit = (Path("/sys/fs/cgroup") / file).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            machine = min(machine, int(limit))
-    return machine

@@ -99,7 +99,7 @@ def test_every_command_has_help_that_names_its_options_and_arguments(fourbee, li
 
 def test_the_commands_are_those_of_the_manual(fourbee):
     assert set(COMMANDS) == {
-        "serve", "chat", "generate", "pull", "quantize", "export", "eval", "tokens",
+        "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
         "train", "train tokenizer", "train pretrain", "train sft",
         "data", "data generate", "data blind",
         "bench", "bench lasting", "bench needle", "bench offline", "bench outside", "bench peers",

@@ -6,9 +6,10 @@ import httpx
 import openai
 import pytest
 
+from fourbee.foundation.memory import memory_bytes
 from fourbee.model.config import Qwen3Config
 from fourbee.server.pages import HEADERS, load_pages
-from fourbee.server.served_model import KNOWN_MODELS, memory_bytes
+from fourbee.server.served_model import KNOWN_MODELS
 
 from .fakes import CONTEXT, make_model, openai_client
 
