@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
 from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
+from fourbee.foundation.memory import available_bytes
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.model.attention_modes import DenseMode
@@ -53,19 +51,19 @@ class Bench:
         """
         pages = -(-(work.positions + 1) // PAGE_KEYS)
         self._check_room(work, pages)
-        self._runner = ModelRunner(self._weights, self._ops, pages * work.batch)
+        runner = ModelRunner(self._weights, self._ops, pages * work.batch)
         sequences = [
-            self._sequence(work, range(first, first + pages))
+            self._sequence(runner, work, range(first, first + pages))
             for first in range(0, pages * work.batch, pages)
         ]
         started = time.perf_counter()
         if work.kind == "prefill":
             for first in range(0, work.tokens, STEP_ROWS):
                 count = min(STEP_ROWS, work.tokens - first)
-                self._step(sequences, count)
+                _step(runner, sequences, count)
         else:
             for _ in range(work.tokens):
-                self._step(sequences, 1)
+                _step(runner, sequences, 1)
         return time.perf_counter() - started
 
     def _check_room(self, work: Work, pages: int) -> None:
@@ -74,14 +72,14 @@ class Bench:
                 f"{work.name}: {work.positions:,} positions; the model has {self._context:,}",
                 "work",
             )
-        needed, free = work.batch * pages * self._page_bytes, free_memory_bytes()
-        if needed > free:
+        needed, free = work.batch * pages * self._page_bytes, available_bytes()
+        if free is not None and needed > free:
             raise CapacityError(
                 f"{work.name}: {needed / 1e9:.1f} GB of keys and values; memory has "
                 f"{free / 1e9:.1f} GB free"
             )
 
-    def _sequence(self, work: Work, pages: range) -> Sequence:
+    def _sequence(self, runner: ModelRunner, work: Work, pages: range) -> Sequence:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
         ids = tuple(self._random.integers(0, self._vocabulary, length).tolist())
         params = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -91,37 +89,27 @@ class Bench:
         )
         sequence.pages = list(pages)
         for page in pages:  # the memory is there before, as in an engine that has run for a while
-            self._runner.storage.clear(page)
+            runner.storage.clear(page)
         if work.depth:
-            self._step([sequence], min(work.depth, PAGE_KEYS))
+            _step(runner, [sequence], min(work.depth, PAGE_KEYS))
             # A real page of keys and values, as often as the depth needs.
             for page in sequence.pages[1:]:
-                self._runner.storage.copy(sequence.pages[0], page)
+                runner.storage.copy(sequence.pages[0], page)
             sequence.computed = work.depth
         return sequence
 
-    def _step(self, sequences: list[Sequence], count: int) -> None:
-        chunks = tuple(Chunk(sequence, count) for sequence in sequences)
-        for one in sequences:  # pages that are begun are cleared, as the engine does it
-            first, end = -(-one.computed // PAGE_KEYS), -(-(one.computed + count) // PAGE_KEYS)
-            for page in one.pages[first:end]:
-                self._runner.storage.clear(page)
-        outcomes = self._runner.sample(self._runner.run(chunks))
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            sequence.computed += count
-            if outcome.token:
-                sequence.append(outcome.token.token_id)
 
-
-def free_memory_bytes() -> int:
-    """What can be had without swapping; where the system does not say, all that there is."""
-    try:
-        found = re.search(r"MemAvailable: *([0-9]+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _step(runner: ModelRunner, sequences: list[Sequence], count: int) -> None:
+    chunks = tuple(Chunk(sequence, count) for sequence in sequences)
+    for one in sequences:  # pages that are begun are cleared, as the engine does it
+        first, end = -(-one.computed // PAGE_KEYS), -(-(one.computed + count) // PAGE_KEYS)
+        for page in one.pages[first:end]:
+            runner.storage.clear(page)
+    outcomes = runner.sample(runner.run(chunks))
+    for sequence, outcome in zip(sequences, outcomes, strict=True):
+        sequence.computed += count
+        if outcome.token:
+            sequence.append(outcome.token.token_id)
 
 
 def loaded_model(
