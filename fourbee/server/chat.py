@@ -26,7 +26,7 @@ from fourbee.server.answers import (
 )
 from fourbee.server.body import parse_request
 from fourbee.server.chat_messages import template_messages, template_tools
-from fourbee.server.engine_thread import Generation
+from fourbee.server.request_events import Generation
 from fourbee.server.generation import (
     Answer,
     Job,

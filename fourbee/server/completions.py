@@ -17,7 +17,7 @@ from fourbee.engine.text_stream import TextDelta
 from fourbee.foundation.errors import UsageError
 from fourbee.server.answers import Completion, CompletionChoice
 from fourbee.server.body import parse_request
-from fourbee.server.engine_thread import Generation
+from fourbee.server.request_events import Generation
 from fourbee.server.errors import shown
 from fourbee.server.generation import (
     MAX_ANSWERS,
