@@ -53,7 +53,19 @@ def serve(
     resolve_model(model)
     # Not typer's `envvar`: help would then print the key's value as a default.
     keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
-    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend, quantize, kv_type))
+    run(
+        ServeSettings(
+            model=model,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            quantize=quantize,
+            kv_type=kv_type,
+            host=host,
+            port=port,
+            api_keys=tuple(keys),
+        )
+    )
 
 
 def pull(

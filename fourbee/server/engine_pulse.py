@@ -79,9 +79,7 @@ class Pulse:
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             cpu = time.process_time()
-            self._send(
-                Heartbeat(self.in_step, self.steps, _operations(), cpu, _disk_accesses())
-            )
+            self._send(Heartbeat(self.in_step, self.steps, _operations(), cpu, _disk_accesses()))
 
 
 class Watch:
@@ -100,8 +98,10 @@ class Watch:
         ended = (last.steps, last.operations) != (beat.steps, beat.operations)
         if ended or not beat.in_step:
             self._busy = 0.0
-        if not self._busy or last.disk_accesses != beat.disk_accesses or (
-            used >= _IDLE_SHARE * BEAT_SECONDS
+        if (
+            not self._busy
+            or last.disk_accesses != beat.disk_accesses
+            or (used >= _IDLE_SHARE * BEAT_SECONDS)
         ):
             self._still = 0.0
         self._silent = 0.0

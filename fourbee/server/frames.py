@@ -39,7 +39,7 @@ class FrameError(FourbeeError):
 
 def encode(message: object) -> bytes:
     """A dataclass as a frame. FrameError for one that is too long to be sent."""
-    body = msgpack.packb(message, default=_listed, unicode_errors=_UNICODE)
+    body: bytes = msgpack.packb(message, default=_listed, unicode_errors=_UNICODE)
     if len(body) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(body)} bytes: expected at most {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
@@ -83,12 +83,12 @@ def _listed(value: object) -> list[Any]:
     """What msgpack does not know: a dataclass, or a whole number of more than 64 bits."""
     if isinstance(value, int):
         return ["int", hex(value)]
-    names = _names(type(value))
-    return [type(value).__name__, *[getattr(value, name) for name in names]]
+    kind: Any = type(value)
+    return [kind.__name__, *[getattr(value, name) for name in _names(kind)]]
 
 
 @cache
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kind: Any) -> tuple[str, ...]:
     if not is_dataclass(kind):
         raise TypeError(f"{kind.__name__}: frames carry dataclasses of plain data only")
     return tuple(field.name for field in fields(kind))
@@ -163,8 +163,9 @@ def _tuple_reader(kinds: tuple[Any, ...]) -> Reader:
 
 
 def _union_reader(kinds: tuple[Any, ...]) -> Reader:
-    named = {kind.__name__: _reader(kind) for kind in kinds if is_dataclass(kind)}
-    others = [_reader(kind) for kind in kinds if not is_dataclass(kind)]
+    classes: list[Any] = [kind for kind in kinds if is_dataclass(kind)]
+    named = {kind.__name__: _reader(kind) for kind in classes}
+    others = [_reader(kind) for kind in kinds if kind not in classes]
 
     def read(value: Any) -> Any:
         if type(value) is tuple and value and type(value[0]) is str and value[0] in named:
