@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from fourbee.server import engine_thread, streaming
+from fourbee.server import request_events, streaming
 
 from .fakes import eventually, make_model, openai_client
 
@@ -82,7 +82,7 @@ def test_when_the_client_leaves_its_requests_end_within_a_step(server, engine, p
     assert engine.steps - steps < 50
     assert sorted(engine.aborted) == sorted(request.id for request in engine.added)
     assert eventually(lambda: not engine.has_work)
-    assert server.serving.engine.num_living == 0
+    assert server.client.num_living == 0
 
 
 def test_closing_the_openai_client_s_stream_ends_the_request(client, engine):
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(
     start, tokenizer, monkeypatch, limit
 ):
     if limit == "tokens":
-        monkeypatch.setattr(engine_thread, "MAX_UNREAD_EVENTS", 200)
+        monkeypatch.setattr(request_events, "MAX_UNREAD_EVENTS", 200)
     else:
         monkeypatch.setattr(streaming, "WRITE_SECONDS", 0.3)
     server = start(make_model(tokenizer, max_context=10**6))
@@ -158,7 +158,7 @@ def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(
             assert eventually(lambda: len(server.engine.aborted) == 1, 20)
             assert other.get("/health").status_code == 200
         assert eventually(lambda: not server.engine.has_work)
-        assert server.serving.engine.num_living == 0
+        assert server.client.num_living == 0
 
 
 def test_an_error_of_the_engine_ends_a_stream_with_an_error_event(http, client, engine):
