@@ -138,7 +138,7 @@ class EngineLoop:
         self._pulse = Pulse(self.send)
         self._interrupt_step: Callable[[], None] | None = None
         self._living: set[str] = set()
-        self._cut = -1  # the last step that was cut short
+        self._cut = -2  # the last step that was cut short
 
     def run(self) -> None:
         """Until told to stop. Raises what the engine raises."""
@@ -230,10 +230,12 @@ class EngineLoop:
         cut: tuple[int, float] | None = None  # a step, and the time when it is cut short
         while True:
             patience = None if cut is None else max(0.0, cut[1] - time.monotonic())
-            if not select.select([self._connection], [], [], patience)[0]:
-                if cut is not None and cut[0] == self._pulse.steps:
+            readable = select.select([self._connection], [], [], patience)[0]
+            if cut is not None and time.monotonic() >= cut[1]:
+                if cut[0] == self._pulse.steps:
                     self._interrupt()
                 cut = None
+            if not readable:
                 continue
             commands = self._received(frames)
             for command in commands or [Stop()]:
@@ -241,7 +243,9 @@ class EngineLoop:
                 if isinstance(command, Stop):
                     self._interrupt()
                 elif isinstance(command, Abort):
-                    cut = self._cut_for(set(command.request_ids)) or cut
+                    wanted = self._cut_for(set(command.request_ids))
+                    if wanted is not None and (cut is None or cut[0] != wanted[0]):
+                        cut = wanted
             if not commands:
                 self._orphaned()
                 return

@@ -47,6 +47,7 @@ CHATML = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 CONTEXT = 512
+DEFAULTS = SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8)
 
 
 def make_tokenizer() -> Tokenizer:
@@ -164,7 +165,7 @@ class FakeModel:
     tokenizer: Tokenizer
     chat_format: Any
     name: str = "tiny"
-    defaults: SamplingDefaults = SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8)
+    defaults: SamplingDefaults = DEFAULTS
     max_context: int = CONTEXT
     parameters: int = 12_345
     embedded: bool = True

@@ -36,8 +36,8 @@ from fourbee.server.engine_pulse import Heartbeat
 from fourbee.server.frames import FrameError, FrameSplitter, encode
 
 PARAMS = SamplingParams(
-    temperature=1, top_k=2**80, top_p=0.5, max_tokens=7, stop=("\ud800", "停"),
-    stop_token_ids=(1, 2), seed=2**64 - 1, logprobs=3, logit_bias={4: -100.0, 5: 1}, ignore_eos=True,
+    temperature=1, top_k=2**80, top_p=0.5, max_tokens=7, stop=("\ud800", "停"), ignore_eos=True,
+    stop_token_ids=(1, 2), seed=2**64 - 1, logprobs=3, logit_bias={4: -100.0, 5: 1},
 )  # fmt: skip
 SCORED = ScoredToken(7, -0.25, ((7, -0.25), (9, -math.inf)))
 TO_ENGINE = [
@@ -140,7 +140,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "body"), WRONG, ids=[name for name, _ in WRONG])
 def test_what_is_no_message_is_one_clear_error(name, body):
-    with pytest.raises(FrameError, match="^a frame that is not right: ") as caught:
+    with pytest.raises(FrameError, match=r"^a frame that is not right: ") as caught:
         FrameSplitter(FromEngine).feed(struct.pack("!I", len(body)) + body)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
