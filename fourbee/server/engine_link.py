@@ -126,6 +126,7 @@ class EngineLink:
         frames = FrameSplitter(FromEngine)
         try:
             while data := await reader.read(CHUNK_BYTES):
+                self._watch.hear()
                 for message in frames.feed(data):
                     self._take(message, take)
         except FrameError as error:

@@ -91,8 +91,12 @@ class Watch:
         # Seconds since it was heard, since anything happened in it, since something ended in it.
         self._silent = self._still = self._busy = 0.0
 
+    def hear(self) -> None:
+        """Something came from the process."""
+        self._silent = 0.0
+
     def beat(self, beat: Heartbeat) -> None:
-        """A heartbeat came."""
+        """What came is a heartbeat."""
         last, self._last = self._last, beat
         used = beat.cpu_seconds - last.cpu_seconds
         ended = (last.steps, last.operations) != (beat.steps, beat.operations)
@@ -104,7 +108,6 @@ class Watch:
             or (used >= _IDLE_SHARE * BEAT_SECONDS)
         ):
             self._still = 0.0
-        self._silent = 0.0
 
     def tick(self, seconds: float) -> str | None:
         """So many seconds later: what is wrong with the process, or None.

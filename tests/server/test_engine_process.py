@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -56,10 +57,10 @@ def stop(pid: int) -> None:
 
 
 FAULTS = [
-    (kill, None, 2.0, "the engine process was ended by SIGKILL (is there enough memory?)"),
-    (stop, None, 10.0, "the engine process gave no sign of life for 8 seconds"),
-    (None, "say deadlock", 10.0, "the engine process stood still in a step for 8 seconds"),
-    (None, "say abort", 4.0, "the engine process was ended by signal 6 (Aborted)"),
+    (kill, None, 2.0, "the engine process was ended by SIGKILL .is there enough memory.."),
+    (stop, None, 10.0, "the engine process gave no sign of life for [78] seconds"),
+    (None, "say deadlock", 10.0, "the engine process stood still in a step for [78] seconds"),
+    (None, "say abort", 4.0, "the engine process was ended by signal 6 .Aborted."),
     (None, "say crash", 2.0, "the engine process ended with exit code 1"),
 ]
 
@@ -94,7 +95,7 @@ def test_a_dead_or_hung_engine_is_noticed_told_and_replaced(start, fault, prompt
     print(f"served again after {time.monotonic() - broke:.2f} s")
     assert server.ask("say hello").json()["choices"][0]["text"] == "hello"
     assert server.engine_pid != first and is_gone(first)
-    assert f"{said}; it is started again" in server.lines
+    assert any(re.fullmatch(f"{said}; it is started again", line) for line in server.lines)
     assert server.lines[-1] == "the engine is back"
     # A failure in Python is told in full.
     assert ("RuntimeError: broken" in server.lines) == (prompt == "say crash")
@@ -148,6 +149,7 @@ def test_ctrl_c_ends_answers_and_both_processes(start, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_the_engine_are_not_for_it_to_judge(start, number):
     server = start()
+    assert server.health() == "ok"
     os.kill(server.engine_pid, number)
     time.sleep(0.2)
     assert server.ask("say hello").json()["choices"][0]["text"] == "hello"

@@ -22,6 +22,7 @@ class Worked:
             for name, rate in rates.items():
                 self.beat[name] += rate
             if heard:
+                self.watch.hear()
                 beat = self.beat | {"in_step": in_step}
                 self.watch.beat(
                     Heartbeat(
