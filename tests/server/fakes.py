@@ -26,6 +26,7 @@ from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.errors import CapacityError
 from fourbee.server.app import create_app
 from fourbee.server.engine_client import EngineClient
+from fourbee.server.engine_link import Spawn
 from fourbee.server.engine_loop import EngineLoop, LoadedModel, LoadModel
 from fourbee.server.engine_messages import ModelSettings
 from fourbee.server.serve import http_server, listen
@@ -161,7 +162,7 @@ class FakeEngine:
 class FakeModel:
     """What a server is to serve."""
 
-    engine: FakeEngine
+    engine: FakeEngine | None  # None = in a process
     tokenizer: Tokenizer
     chat_format: Any
     name: str = "tiny"
@@ -223,8 +224,16 @@ class ThreadWorker:
 class LiveServer:
     """The real HTTP server on a free port, in a thread; `model` None = still loading."""
 
-    def __init__(self, model: FakeModel | None, **options) -> None:
+    def __init__(
+        self,
+        model: FakeModel | None,
+        spawn: Spawn | None = None,
+        settings: ModelSettings | None = None,
+        **options,
+    ) -> None:
         self.model = model
+        self._spawn = spawn or (lambda: ThreadWorker(self.model.load))
+        self._settings = settings or ModelSettings()
         self._options = options
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
@@ -232,11 +241,11 @@ class LiveServer:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.client = EngineClient(lambda: ThreadWorker(self.model.load), ModelSettings())
+        self.client = EngineClient(self._spawn, self._settings)
         self.serving = Serving("tiny", self.client)
         if self.model is not None:
             await self._attach()

@@ -1,4 +1,7 @@
-"""The server over the real engine and a tiny random checkpoint, loaded as `fourbee serve` does."""
+"""The server over the real engine in its process, loaded as `fourbee serve` loads it.
+
+The checkpoint is tiny and random.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +12,11 @@ import pytest
 from fourbee.model.checkpoint_files import save_weights
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import tensor_shapes, weights_tree
-from fourbee.server.serve import ServeSettings, load_model
+from fourbee.server.engine_link import spawn_process
+from fourbee.server.serve import ServeSettings, load_text
 from fourbee.text.bpe import train_bpe
 
-from .fakes import CHATML, LiveServer, eventually, openai_client
+from .fakes import CHATML, FakeModel, LiveServer, eventually, openai_client
 
 CONTEXT = 160
 
@@ -55,7 +59,12 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3"
     folder.mkdir()
     write_checkpoint(folder)
-    server = LiveServer(load_model(ServeSettings(model=str(folder), device="cpu")))
+    settings = ServeSettings(model=str(folder), device="cpu")
+    text = load_text(settings)
+    model = FakeModel(
+        None, text.tokenizer, text.chat_format, "tiny-qwen3", text.defaults, embedded=False
+    )
+    server = LiveServer(model, spawn_process, settings.of_model)
     yield server
     server.stop()
 
@@ -158,5 +167,7 @@ def test_a_client_that_leaves_frees_the_engine(ask, real):
         model="tiny-qwen3", prompt="say", max_tokens=140, stream=True
     ) as chunks:
         next(iter(chunks))
-    assert eventually(lambda: not real.engine.has_work)
-    assert real.engine.num_running == 0
+    assert eventually(lambda: real.client.num_living == 0)
+    # There is room for as many as before.
+    answers = ask.completions.create(model="tiny-qwen3", prompt=["say"] * 16, max_tokens=4)
+    assert len(answers.choices) == 16
