@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from fourbee.foundation.runtime import return_freed_memory
 from fourbee.model.checkpoint_files import Progress
 from fourbee.model.hub import resolve_model
 from fourbee.server.engine_loop import EngineLoop, LoadedModel, LoadModel
@@ -43,7 +44,11 @@ def load_engine(settings: ModelSettings) -> LoadedModel:
 
     options = {name: value for name, value in vars(settings).items() if name != "model"}
     llm = LLM.load(resolve_model(settings.model), **options, progress=_quarters())
-    return LoadedModel(llm.engine, llm.num_parameters, llm.engine.context_length)
+    loaded = LoadedModel(llm.engine, llm.num_parameters, llm.engine.context_length)
+    # The tokenizer was needed for its ids of end-of-text; the API's process has its own.
+    del llm
+    return_freed_memory()
+    return loaded
 
 
 def _quarters() -> Progress:

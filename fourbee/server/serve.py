@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.errors import UsageError
+from fourbee.foundation.runtime import return_freed_memory
 from fourbee.model.hub import EMBEDDED, resolve_model
 from fourbee.server.app import create_app
 from fourbee.server.auth import check_binding
@@ -241,6 +242,7 @@ async def _load(
         defaults=text.defaults,
         embedded=settings.model_name == EMBEDDED,
     )
+    return_freed_memory()
     serving.attach(model)
     logger.info(
         "loaded in %.1f s: %.1f million parameters, context of %d tokens",
