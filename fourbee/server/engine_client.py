@@ -79,6 +79,7 @@ class EngineClient:
         Raises FourbeeError when it cannot be loaded.
         """
         self._supervising = asyncio.create_task(self._supervise())
+        self._supervising.add_done_callback(self._unsupervised)
         return await self._first
 
     @property
@@ -221,6 +222,9 @@ class EngineClient:
             link = self._link = EngineLink(self._spawn())
         except OSError as error:
             return f"the engine process could not be started: {error.strerror}"
+        except FourbeeError as error:
+            self._not_loaded = error
+            return str(error)
         try:
             reason = await link.run(Load(self._settings), self._take)
         finally:
@@ -228,6 +232,16 @@ class EngineClient:
         if self._not_loaded is not None:
             return f"the engine could not be loaded: {self._not_loaded}"
         return f"the engine process {reason}"
+
+    def _unsupervised(self, supervising: asyncio.Task[None]) -> None:
+        """A fault of our own must not leave anybody waiting."""
+        if supervising.cancelled() or (error := supervising.exception()) is None:
+            return
+        logger.error("the engine is not supervised any more", exc_info=error)
+        self.state = "failed"
+        self._end_all(engine_failed())
+        if not self._first.done():
+            self._first.set_exception(error)
 
     def _has_proved_itself(self) -> bool:
         """Whether the process that has just ended was good for something."""

@@ -173,6 +173,44 @@ def test_a_model_that_cannot_be_loaded_is_told_with_its_own_error(tokenizer):
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "told", "line"),
+    [
+        (
+            OSError(12, "Cannot allocate memory"),
+            FourbeeError,
+            "the engine process could not be started: Cannot allocate memory",
+        ),
+        (UsageError("it runs on Linux"), UsageError, "it runs on Linux"),
+        (ZeroDivisionError("our own fault"), ZeroDivisionError, "our own fault"),
+    ],
+)
+def test_an_engine_that_cannot_be_started_is_told(error, told, line):
+    def spawn() -> ThreadWorker:
+        raise error
+
+    async def start() -> None:
+        await EngineClient(spawn, ModelSettings()).start()
+
+    with pytest.raises(told) as caught:
+        asyncio.run(start())
+    assert (type(caught.value), str(caught.value)) == (told, line)
+
+
+def test_a_fault_of_the_supervisor_leaves_nobody_waiting(tokenizer, caplog):
+    async def test(engine, client):
+        def fail(events):
+            raise ZeroDivisionError
+
+        client._deliver = fail
+        with pytest.raises(ApiError) as caught:
+            await read_all(client.submit([request(tokenizer, "forever")]))
+        assert (caught.value.code, client.state) == ("engine_failed", "failed")
+
+    with_client(tokenizer, test)
+    assert "the engine is not supervised any more" in caplog.text
+
+
 def test_an_end_while_the_engine_is_started_again(tokenizer, monkeypatch):
     monkeypatch.setattr(engine_client, "RESTART_DELAYS", (60.0,))
 

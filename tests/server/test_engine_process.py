@@ -15,6 +15,9 @@ import pytest
 from end_to_end.checkpoints import TINY, write_tiny
 
 from fourbee.kernels.backends import native_built
+from fourbee.server.engine_link import spawn_process
+from fourbee.server.engine_messages import FromEngine, Load, ModelSettings, NotLoaded
+from fourbee.server.frames import FrameSplitter, encode
 
 from .fakes import eventually
 from .processes import TESTS, ServerProcess, is_gone
@@ -268,7 +271,22 @@ def test_ctrl_c_while_a_model_is_packed_leaves_nothing_behind(start, tmp_path):
     assert "Traceback" not in "\n".join(server.lines)
 
 
-def test_no_test_left_a_process(start):
+def test_modules_in_the_working_folder_are_not_the_engine_s(tmp_path, monkeypatch):
+    """A user's folder may hold a queue.py; the command does not import it, nor does its child."""
+    for name in ("msgpack", "queue", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    worker = spawn_process()
+    with worker.connection as connection:
+        connection.sendall(encode(Load(ModelSettings(model="/no/such"))))
+        frames, told = FrameSplitter(FromEngine), []
+        while not any(isinstance(message, NotLoaded) for message in told):
+            told += frames.feed(connection.recv(1000))
+    assert "'/no/such': no such folder" in told[-1].failure.message
+    assert worker.process.wait(10) == 0
+
+
+def test_no_test_left_a_process():
     running = [
         pid
         for pid in os.listdir("/proc")
