@@ -223,7 +223,7 @@ def test_a_crash_of_the_engine_is_told_to_everyone_and_to_health_and_mended(
         assert answer.choices[0].text == "hello"
     assert "secret detail" in caplog.text
     ended = "the engine process ended with exit code 1; it is started again"
-    assert caplog.messages[-1] == ended
+    assert ended in caplog.messages
 
 
 def test_an_engine_that_only_crashes_is_given_up(start, tokenizer, caplog, monkeypatch):
