@@ -49,6 +49,9 @@ QUIET_SECONDS = 60.0
 # Seconds for the engine to keep its contexts and end, and for a model that is loading to be let go.
 CLOSE_SECONDS = 20.0
 
+# Why a process has ended that was told to.
+AS_TOLD = "the engine process ended with exit code 0"
+
 State = Literal["loading", "running", "restarting", "failed", "stopping"]
 
 
@@ -78,6 +81,8 @@ class EngineClient:
 
         Raises FourbeeError when it cannot be loaded.
         """
+        if self.state == "stopping":
+            return False
         self._supervising = asyncio.create_task(self._supervise())
         self._supervising.add_done_callback(self._unsupervised)
         return await self._first
@@ -119,8 +124,7 @@ class EngineClient:
         if link is not None:
             link.send(Stop())
             if not await self._until(link.ended.is_set, CLOSE_SECONDS, hurry):
-                logger.warning("the engine process was not done yet and is ended")
-                link.kill()
+                link.kill("was not done yet and is ended")
                 await self._until(link.ended.is_set, GONE_SECONDS, lambda: False)
         if self._supervising is not None:
             self._supervising.cancel()
@@ -201,6 +205,8 @@ class EngineClient:
             self._ready_at, self._not_loaded = None, None
             reason = await self._run_process()
             if self.state == "stopping":
+                if reason != AS_TOLD:
+                    logger.warning("%s", reason)
                 return
             if self.state == "loading":
                 self._first.set_exception(self._not_loaded or FourbeeError(reason))

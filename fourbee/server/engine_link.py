@@ -97,11 +97,14 @@ class EngineLink:
         self._worker = worker
         self._watch = Watch()
         self._writer: asyncio.StreamWriter | None = None
+        self._unsent = bytearray()  # what was to be sent before there was a writer
         self._fault: str | None = None  # why we have ended it
 
     def send(self, message: ToEngine) -> None:
         """Nothing when the process is gone."""
-        if self._writer is not None and not self._writer.is_closing():
+        if self._writer is None:
+            self._unsent += encode(message)
+        elif not self._writer.is_closing():
             self._writer.write(encode(message))
 
     def kill(self, fault: str | None = None) -> None:
@@ -121,7 +124,7 @@ class EngineLink:
         reader, self._writer = await asyncio.open_connection(
             sock=self._worker.connection, limit=2 * CHUNK_BYTES
         )
-        self.send(first)
+        self._writer.write(encode(first) + self._unsent)
         watching = asyncio.create_task(self._watch_over())
         frames = FrameSplitter(FromEngine)
         try:
@@ -151,17 +154,18 @@ class EngineLink:
     async def _watch_over(self) -> None:
         """Kills a process that hangs: its connection ends then, and `run` with it."""
         loop = asyncio.get_running_loop()
-        before = loop.time()
+        before, is_gone = loop.time(), False
         while True:
             await asyncio.sleep(BEAT_SECONDS)
+            if is_gone and self._writer is not None:
+                # A process that it has left behind holds the other end.
+                self._writer.close()
+            is_gone = self._worker.poll() is not None
             now = loop.time()
             fault = self._watch.tick(now - before)
             before = now
             if fault is not None:
                 self.kill(fault)
-            if self._worker.poll() is not None and self._writer is not None:
-                # A process that it has left behind may hold the other end.
-                self._writer.close()
 
     async def _gone(self) -> int | None:
         """The exit code, once the process is gone; it is helped after a while."""

@@ -8,6 +8,7 @@ nothing. The program around it is `engine_process.py`, the other end `engine_lin
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import select
 import socket
@@ -108,10 +109,6 @@ class LoadedModel:
 
 
 LoadModel = Callable[[ModelSettings], LoadedModel]
-
-
-class EndAsked(BaseException):
-    """Raised in the loading of a model that nobody waits for any more."""
 
 
 class EngineLoop:
@@ -228,9 +225,11 @@ class EngineLoop:
         """Takes commands until the end, and cuts short the step that they make useless."""
         frames = FrameSplitter(ToEngine)
         cut: tuple[int, float] | None = None  # a step, and the time when it is cut short
+        waiting = select.poll()  # not select(): its files are numbered below 1024
+        waiting.register(self._connection, select.POLLIN)
         while True:
             patience = None if cut is None else max(0.0, cut[1] - time.monotonic())
-            readable = select.select([self._connection], [], [], patience)[0]
+            readable = waiting.poll(None if patience is None else math.ceil(1000 * patience))
             if cut is not None and time.monotonic() >= cut[1]:
                 if cut[0] == self._pulse.steps:
                     self._interrupt()

@@ -60,6 +60,8 @@ class FaultyEngine(FakeEngine):
 
     def close(self) -> None:
         time.sleep(float(os.environ.get("CLOSE_SECONDS", "0")))
+        if "CLOSE_FAILS" in os.environ:
+            raise RuntimeError("the disk is gone")
         if kept := os.environ.get("KEPT"):
             Path(kept).write_text("everything")
 

@@ -197,6 +197,24 @@ def test_an_engine_that_cannot_be_started_is_told(error, told, line):
     assert (type(caught.value), str(caught.value)) == (told, line)
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_an_end_at_any_moment_of_the_start(tokenizer, turns):
+    """Also before the connection is open: nothing that is told is lost."""
+    model = make_model(tokenizer)
+
+    async def main() -> bool:
+        client = EngineClient(lambda: ThreadWorker(model.load), ModelSettings())
+        starting = asyncio.create_task(client.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        await client.stop(60, lambda: False)
+        assert time.monotonic() - began < 5
+        return await starting
+
+    assert not asyncio.run(main())
+
+
 def test_a_fault_of_the_supervisor_leaves_nobody_waiting(tokenizer, caplog):
     async def test(engine, client):
         def fail(events):

@@ -142,6 +142,16 @@ def test_ctrl_c_ends_answers_and_both_processes(start, tmp_path):
     assert server.lines[3:] == ["stopping"]
 
 
+def test_an_engine_that_does_not_end_well_is_told(start):
+    server = start(CLOSE_FAILS=1)
+    assert server.health() == "ok"
+    server.interrupt()
+    assert server.ends() == 0
+    assert server.lines[3] == "stopping"
+    assert "RuntimeError: the disk is gone" in server.lines
+    assert server.lines[-1] == "the engine process ended with exit code 1"
+
+
 def test_signals_to_the_engine_are_not_for_it_to_judge(start):
     server = start()
     assert server.health() == "ok"
