@@ -75,7 +75,7 @@ def run_faulty() -> None:
         model.engine.step_seconds = 0.01
         return model.load(settings)
 
-    sys.exit(main(load))
+    main(load)
 
 
 class ServerProcess:
@@ -91,6 +91,7 @@ class ServerProcess:
             env=os.environ | values,
             process_group=0,  # as a shell gives one to each command
         )
+        self.engine_pids: set[int] = set()
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -103,9 +104,11 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_) -> None:
+        """Nothing is left behind, however the test has ended."""
         self.process.kill()
         self.process.wait()
-        self._reader.join(40)
+        assert eventually(lambda: all(map(is_gone, self.engine_pids)), 40)
+        self._reader.join(10)
         self.process.stderr.close()
 
     def says(self, word: str) -> bool:
@@ -121,6 +124,7 @@ class ServerProcess:
         """The process of the engine."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         assert eventually(lambda: len(path.read_text().split()) == 1)
+        self.engine_pids.add(int(path.read_text()))
         return int(path.read_text())
 
     def health(self) -> str:
