@@ -1,6 +1,6 @@
 """LLM: a model in this process, text in and text out.
 
-For scripts, the command line and evaluation; the server has a thread of its own around `Engine`.
+For scripts, the command line and evaluation; the server runs `Engine` in a process of its own.
 One thread at a time. Chat history, tools' execution and choices beyond one are the caller's.
 """
 
