@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,16 @@ class HeadResult:
 
 class Operations(Protocol):
     """What the network, the loader and the engine ask of a backend."""
+
+    @property
+    def backend(self) -> Literal["native", "torch", "numpy"]:
+        """Whose operations they are."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether arrays lie in a GPU's memory."""
+        ...
 
     @property
     def numerics(self) -> str:
