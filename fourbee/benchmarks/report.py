@@ -16,6 +16,7 @@ from fourbee.benchmarks.work import Rate, Work
 if TYPE_CHECKING:
     from fourbee.benchmarks.lasting import Lasting
     from fourbee.benchmarks.outside import Outside
+    from fourbee.benchmarks.sparse import SparseReading
     from fourbee.benchmarks.streaming import Streaming
 
 Results = Mapping[Work, Mapping[str, Rate]]
@@ -173,6 +174,21 @@ def streaming_table(found: Streaming) -> str:
     rate = found.tokens / found.seconds
     lines += ["", f"Window of {found.window:,} positions; the last tenth's perplexity is "
               f"{100 * found.drift:+.2f}% of the first's; {rate:,.0f} tokens/s."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def sparse_table(found: SparseReading) -> str:
+    """A depth a row, and the whole prompt."""
+    lines = [
+        "| tokens before | dense, s | sparse, s | times | pages seen |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {one.depth:,} | {one.dense_seconds:.2f} | {one.sparse_seconds:.2f} | "
+        f"{one.dense_seconds / one.sparse_seconds:.2f} | {one.pages} |"
+        for one in found.depths
+    ]
+    dense, sparse = found.dense_seconds, found.sparse_seconds
+    lines.append(f"| all {found.tokens:,} | {dense:.0f} | {sparse:.0f} | {dense / sparse:.2f} | |")
     return "\n".join(lines) + "\n"
 
 

@@ -249,6 +249,26 @@ def lasting(
 
 
 @bench_app.command()
+def sparse(
+    shape: Shape = "0.6B",
+    tokens: Annotated[int, typer.Option(min=4096, help="Of the prompt.")] = 65_536,
+    rounds: Rounds = 2,
+    threads: Threads = None,
+    output: Output = None,
+) -> None:
+    """Reading a long prompt dense and block-sparse (`attention`: "sparse"), in turn."""
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.report import sparse_table
+    from fourbee.benchmarks.sparse import measure_sparse
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_sparse(shape, tokens, rounds, threads, console.print)
+    about = {"kind": "sparse", "shape": shape, "quantize": "int4"}
+    _tell(about | asdict(found), sparse_table(found), output)
+
+
+@bench_app.command()
 def streaming(
     model: Model = None,
     tokens: Annotated[int, typer.Option(min=10_000, help="Of the text.")] = 1_000_000,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -30,6 +30,9 @@ def needle(
     quantize: Quantize = "none",
     kv_type: KvType = "auto",
     backend: Backend = "auto",
+    attention: Annotated[
+        str, typer.Option(help="dense, dual-chunk, sparse or streaming, as in the API.")
+    ] = "dense",
     distractors: Annotated[int, typer.Option(min=0, help="Needles that nobody asks for.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
     checkpoint: Annotated[
@@ -55,7 +58,7 @@ def needle(
     lengths = length or _LENGTHS
     llm = retrieval_llm(max(lengths), quantize, kv_type, backend)
     console, found = Console(stderr=True, highlight=False), []
-    for one in measure(llm, lengths, depth or _DEPTHS, seed, distractors):
+    for one in measure(llm, lengths, depth or _DEPTHS, seed, distractors, cast(Any, attention)):
         found.append(one)
         console.print(
             f"{one.length:,} tokens, depth {one.depth:g}: "
@@ -64,13 +67,14 @@ def needle(
         )
     about = {
         "kind": "needle", "model": "retrieval checkpoint", "quantize": quantize,
-        "kv_type": kv_type, "distractors": distractors, "seed": seed, "machine": machine(),
+        "kv_type": kv_type, "attention": attention, "distractors": distractors, "seed": seed,
+        "machine": machine(),
         "exact": all(one.exact for one in found), "results": [asdict(one) for one in found],
     }  # fmt: skip
     shown, document = table(found), json.dumps(about)
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        name = f"needle-{quantize}-{kv_type}"
+        name = f"needle-{quantize}-{kv_type}-{attention}"
         (output / f"{name}.md").write_text(described(about) + "\n" + shown)
         (output / f"{name}.json").write_text(document + "\n")
     typer.echo(shown)

@@ -27,6 +27,7 @@ from fourbee.engine.text_stream import TextDelta, TextStream, TextToken
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
+from fourbee.model.attention_modes import ModeName
 from fourbee.model.checkpoint_files import Progress
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.weights_digest import weights_digest
@@ -139,16 +140,17 @@ class LLM:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         context_id: str | None = None,
+        attention: ModeName = "dense",
     ) -> list[Completion]:
         """An answer to each prompt, text (control tokens are parsed) or token ids, in order.
 
         `params` are for all prompts or one a prompt. A `context_id` names the conversation that
-        all go on from. UsageError before anything is computed.
+        all go on from; `attention` is as in `Request`. UsageError before anything is computed.
         """
         if isinstance(prompts, str):
             raise UsageError("prompts: expected a list of prompts, not one string")
         requests = [
-            self._request(prompt, one, context_id)
+            self._request(prompt, one, context_id, attention)
             for prompt, one in zip(prompts, self._params(params, len(prompts)), strict=True)
         ]
         answers = [_Answer(self.tokenizer, request) for request in requests]
@@ -213,12 +215,16 @@ class LLM:
         return list(params)
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, context_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        context_id: str | None = None,
+        attention: ModeName = "dense",
     ) -> Request:
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, control_tokens=True)
         name = f"llm-{next(self._numbers)}"
-        request = Request(name, tuple(prompt), params, context_id=context_id)
+        request = Request(name, tuple(prompt), params, context_id=context_id, attention=attention)
         self.engine.check(request)
         return request
 

@@ -34,6 +34,7 @@ from fourbee.foundation.errors import UsageError
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Operations
+from fourbee.model.attention_modes import ModeName
 from fourbee.model.packing import TABLES
 from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.weights import weights_tree
@@ -174,6 +175,7 @@ def measure(
     depths: Sequence[float],
     seed: int = 0,
     distractors: int = DISTRACTORS,
+    attention: ModeName = "dense",
 ) -> Iterator[Found]:
     """Asks the retrieval checkpoint for a needle at each depth of a text of each length.
 
@@ -185,7 +187,7 @@ def measure(
         for question in text.questions:
             params = SamplingParams(temperature=0, max_tokens=len(question.answer_ids) + 1)
             began = time.perf_counter()
-            [answer] = llm.generate([text.prompt(question)], params)
+            [answer] = llm.generate([text.prompt(question)], params, attention=attention)
             seconds = time.perf_counter() - began
             exact = answer.token_ids == question.answer_ids and answer.finish_reason == "stop"
             yield Found(length, question.depth, exact, answer.error or answer.text.strip(), seconds)

@@ -103,7 +103,7 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "train", "train tokenizer", "train pretrain", "train sft",
         "data", "data generate", "data blind",
         "bench", "bench lasting", "bench needle", "bench offline", "bench outside", "bench peers",
-        "bench quality", "bench roofline", "bench start", "bench streaming",
+        "bench quality", "bench roofline", "bench sparse", "bench start", "bench streaming",
         "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 
