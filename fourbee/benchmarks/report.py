@@ -16,6 +16,7 @@ from fourbee.benchmarks.work import Rate, Work
 if TYPE_CHECKING:
     from fourbee.benchmarks.lasting import Lasting
     from fourbee.benchmarks.outside import Outside
+    from fourbee.benchmarks.over_http import OverHttp
     from fourbee.benchmarks.sparse import SparseReading
     from fourbee.benchmarks.streaming import Streaming
 
@@ -112,6 +113,16 @@ def outside_table(found: Sequence[Outside]) -> str:
         for one in found
     ]
     return "\n".join(lines) + "\n"
+
+
+def http_table(found: OverHttp) -> str:
+    """Milliseconds of a step, and the share outside of the kernels."""
+    return (
+        "| streams | a step over HTTP, ms | in the engine alone | in the kernels | outside |\n"
+        "|---|---|---|---|---|\n"
+        f"| {found.batch} | {1e3 * found.http_seconds:.2f} | {1e3 * found.engine_seconds:.2f} | "
+        f"{1e3 * found.kernel_seconds:.2f} | {100 * found.outside:.1f}% |\n"
+    )
 
 
 def start_table(found: Mapping[str, Any]) -> str:

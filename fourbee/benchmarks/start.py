@@ -81,7 +81,7 @@ def measure_start(folder: Path, context: int) -> Start:
     """Serves the folder once; with `context` 0 no long prompt is read. FourbeeError if it fails."""
     command = [sys.executable, "-m", "fourbee", "serve", "--model", str(folder), "--port", "0"]
     started = time.perf_counter()
-    with _serving(command) as (process, url):
+    with serving(command) as (process, url):
         ready = time.perf_counter() - started
         anonymous = anonymous_bytes(process.pid)
         _complete(url, folder.name, [1], 1)
@@ -94,7 +94,7 @@ def measure_start(folder: Path, context: int) -> Start:
 
 
 @contextmanager
-def _serving(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and its address; ended whatever happens."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -204,6 +204,25 @@ def outside(
 
 
 @bench_app.command()
+def http(
+    shape: Shape = "0.6B",
+    batch: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 8,
+    threads: Threads = None,
+    rounds: Rounds = 3,
+    output: Output = None,
+) -> None:
+    """A decoding step as several clients of a server see it, beside the kernels alone."""
+    from dataclasses import asdict
+
+    from fourbee.benchmarks.over_http import measure_over_http
+    from fourbee.benchmarks.report import http_table
+
+    found = measure_over_http(shape, batch, rounds, threads)
+    about = {"kind": "http", "shape": shape, "quantize": "int4", "outside": found.outside}
+    _tell(about | asdict(found), http_table(found), output)
+
+
+@bench_app.command()
 def start(
     shape: Shape = "4B",
     context: Annotated[
