@@ -26,16 +26,34 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 #include "attention_int8.inl"
 #include "attention_int4.inl"
 
+// Whether pages hold these numbers as finite ones.
+bool fits(const PageLayout& layout, const float* x) {
+  const float most = layout.kind == Kind::int4   ? 65520.0f      // from here on float16 rounds to infinity
+                     : layout.kind == Kind::bf16 ? 0x1.ffp127f  // and bfloat16
+                                                 : std::numeric_limits<float>::infinity();
+  uint32_t below_most = 0xffff;
+  for (int64_t d = 0; d < layout.head_dim; d += 16) below_most &= below(abs(load(x + d)), all(most));
+  return below_most == 0xffff;
+}
+
+// A value that is not finite makes its key NaN and is 0 itself: NaN reaches the rows that see the key, and no other, as
+// the weights of keys unseen are 0, and 0 times infinity would be NaN.
 void store_keys(const PageLayout& layout, uint8_t* const* pages, int64_t layer, int64_t position,
                 const float* key, const float* value) {
-  for (int64_t head = 0; head < layout.heads; head++) {
+  const int64_t width = layout.head_dim, slot = position % kPageKeys;
+  for (int64_t head = 0; head < layout.heads; head++, key += width, value += width) {
     uint8_t* base = pages[position / kPageKeys] + layer * layout.layer_bytes + head * layout.head_bytes;
-    const int64_t at = head * layout.head_dim, slot = position % kPageKeys;
+    const float *k = key, *v = value;
+    std::vector<float> nan, nothing;
+    if (!fits(layout, value)) {
+      nan.assign(width, std::numeric_limits<float>::quiet_NaN()), nothing.assign(width, 0.0f);
+      k = nan.data(), v = nothing.data();
+    }
     switch (layout.kind) {
-      case Kind::f32: store_head<Kind::f32>(base, slot, layout.head_dim, key + at, value + at); break;
-      case Kind::bf16: store_head<Kind::bf16>(base, slot, layout.head_dim, key + at, value + at); break;
-      case Kind::int4: store_head_int4(base, slot, layout.head_dim, layout.group, key + at, value + at); break;
-      default: store_head_int8(base, slot, layout.head_dim, key + at, value + at); break;
+      case Kind::f32: store_head<Kind::f32>(base, slot, width, k, v); break;
+      case Kind::bf16: store_head<Kind::bf16>(base, slot, width, k, v); break;
+      case Kind::int4: store_head_int4(base, slot, width, layout.group, k, v); break;
+      default: store_head_int8(base, slot, width, k, v); break;
     }
   }
 }
@@ -98,15 +116,29 @@ void add_keys(const PageLayout& layout, const uint8_t* page, const uint8_t* next
   }
 }
 
+static_assert(kSplitPages == 8, "a byte of `seen` is a split");
+
+// The pages of a split that a tile of rows sees, a bit each.
+uint8_t seen_pages(const AttentionRows& a, int64_t row, int64_t split) {
+  return a.seen ? a.seen[row / kPageKeys * a.seen_bytes + split] : 0xff;
+}
+
 // Pages of one split of the keys.
 void sum_split(const PageLayout& layout, const AttentionRows& a, int64_t head, int64_t split, const Queries<CausalView>& queries,
                Partial* partials) {
   for (int64_t r = 0; r < queries.count; r++) clear(partials[r], layout.head_dim);
   const int64_t begin = split * kSplitPages, visible = a.start + queries.row_end;
   const int64_t end = std::min(begin + kSplitPages, (visible + kPageKeys - 1) / kPageKeys);
-  for (int64_t p = begin; p < end; p++)
-    add_keys(layout, page_of(layout, a, head, p), page_of(layout, a, head, p + 1 < end ? p + 1 : p), p * kPageKeys, queries,
+  const uint8_t seen = seen_pages(a, queries.row_begin, split);
+  const auto next_seen = [&](int64_t p) {
+    while (p < end && !(seen >> (p - begin) & 1)) p++;
+    return p;
+  };
+  for (int64_t p = next_seen(begin), next; p < end; p = next) {
+    next = next_seen(p + 1);
+    add_keys(layout, page_of(layout, a, head, p), page_of(layout, a, head, next < end ? next : p), p * kPageKeys, queries,
              a.scale, partials);
+  }
 }
 
 #include "attention_pattern.inl"
@@ -140,7 +172,7 @@ void attend_as(const PageLayout& layout, const AttentionRows& a, int64_t head, i
   }
   const int64_t splits = (a.start + row_end + kSplitKeys - 1) / kSplitKeys;
   for (int64_t split = 0; split < splits; split++) {
-    if (std::is_same_v<View, SpanView> && !sees_split(a, split, row_begin, row_end)) continue;
+    if (std::is_same_v<View, SpanView> ? !sees_split(a, split, row_begin, row_end) : !seen_pages(a, row_begin, split)) continue;
     sum_split(layout, a, head, split, queries, partials.data());
     for (int64_t i = 0; i < count; i++) join_into(totals[i], partials[i], width);
   }

@@ -144,12 +144,9 @@ void add_page_int4(const NibblePage& page, int64_t first_key, const IntegerRow<V
     if (seen.count() > 0) {
       for (int b = 0; b < 4; b++) lines[m][b] = rows[m].view.score(mul(lines[m][b], all(rows[m].scale)), first_key + 16 * b);
       totals[m] = sum(running_weights(seen, lines[m], partials[m]));
-    }
-    if (seen.count() < kPageKeys) {  // nothing of a key that is not seen: its minimum may be all there is
-      float kept[kPageKeys];
-      for (int b = 0; b < 4; b++) store(kept + 16 * b, lines[m][b]);
-      fill_unseen(kept, seen.count() > 0 ? seen : Seen{0, 0}, 0.0f);
-      for (int b = 0; b < 4; b++) lines[m][b] = load(kept + 16 * b);
+      hide_unseen(seen, lines[m]);
+    } else {
+      for (F& line : lines[m]) line = zero();
     }
     after[m] = partials[m].largest;
     if (after[m] == before[m]) before[m] = after[m] = 0;  // also where nothing was seen yet: no -inf - -inf

@@ -85,7 +85,7 @@ struct RoundedWeights {
 };
 
 // Scores of a page, which become weights: their exponentials relative to the largest score that the row has met. The
-// result is their sum, lane by lane.
+// result is their sum, lane by lane. Of keys unseen e^-87: nothing in a sum, but their values may be huge (`hide_unseen`).
 inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   if (seen.count() < kPageKeys) {
     float kept[kPageKeys];
@@ -98,17 +98,18 @@ inline F running_weights(const Seen& seen, F (&lines)[4], Partial& partial) {
   const F peak = all(partial.largest);
   F total = zero();
   for (int b = 0; b < 4; b++) {
-    lines[b] = exp(sub(lines[b], peak));  // of keys unseen e^-87, which rounds to nothing
+    lines[b] = exp(sub(lines[b], peak));
     total = add(total, lines[b]);
   }
   return total;
 }
 
 // Rounds weights that are not negative: weight = integer * factor. The result is the sum of the integers, NaN where a
-// weight is: the factor shows it.
+// weight is: the factor shows it. Weights by whose largest 127 cannot be divided come to nothing: e^-83 of what the row
+// has met, times a value's scale.
 inline float round_weights(const F (&lines)[4], int8_t* integers, float& factor) {
   const float most = largest(max(max(lines[0], lines[1]), max(lines[2], lines[3])));
-  const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+  const F inverse = all(most > 0x1p-120f ? 127.0f / most : 0.0f);
   F added = zero();
   for (int b = 0; b < 4; b++) {
     const F rounded = round(mul(lines[b], inverse));
@@ -137,6 +138,7 @@ inline void page_weights(const IntegerPage& page, const IntegerRow<View>& row, i
   }
   out.total = sum(running_weights(seen, lines, partial));
   for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], load(page.value_scales() + 16 * b));
+  hide_unseen(seen, lines);
   const float integers = round_weights(lines, out.integers, out.factor);
   out.start = integers == integers ? -128 * int32_t(integers) : 0;
 }

@@ -33,6 +33,20 @@ struct QueryRow {
   View view;
 };
 
+// Makes finite weights of a page's keys 0 where they are not seen.
+inline void hide_unseen(const Seen& seen, F (&lines)[4]) {
+  struct Steps {
+    float values[3 * kPageKeys];
+    constexpr Steps() : values() {
+      for (int64_t i = kPageKeys; i < 2 * kPageKeys; i++) values[i] = 1;
+    }
+  };
+  static constexpr Steps steps;  // 0, then 1, then 0: read from where the seen keys begin, and where they end
+  if (seen.count() == kPageKeys) return;
+  const float *begin = steps.values + kPageKeys - seen.begin, *end = steps.values + 2 * kPageKeys - seen.end;
+  for (int b = 0; b < 4; b++) lines[b] = mul(lines[b], mul(load(begin + 16 * b), load(end + 16 * b)));
+}
+
 // Keys that the row does not see get this value.
 inline void fill_unseen(float* keys, const Seen& seen, float value) {
   std::fill(keys, keys + seen.begin, value);

@@ -5,6 +5,7 @@ namespace fourbee {
 namespace {
 
 using Variants = nb::ndarray<const float, nb::numpy, nb::shape<-1, -1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using InBytes = nb::ndarray<const uint8_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using PageBytes = nb::ndarray<uint8_t, nb::numpy, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using Triples = nb::ndarray<const int64_t, nb::numpy, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
@@ -80,9 +81,32 @@ void check_spans(const Sequences& sequences, size_t s, int64_t first, const Inte
   }
 }
 
+// Pages that the rows of plain sequences see, checked: whole pages of rows, of which each sees itself.
+void check_seen(const Sequences& sequences, const Integers& span_offsets) {
+  require_equal("seen_offsets", int64_t(sequences.seen_offsets.size()), int64_t(sequences.counts.size()) + 1);
+  require(sequences.seen_offsets[0] == 0 && sequences.seen_offsets.back() == int64_t(sequences.seen.size()), "seen_offsets: out of range");
+  int64_t first = 0;
+  for (size_t s = 0; s < sequences.counts.size(); first += sequences.counts[s++]) {
+    const int64_t begin = sequences.seen_offsets[s], size = sequences.seen_offsets[s + 1] - begin;
+    const int64_t count = sequences.counts[s], start = sequences.starts[s];
+    require(size >= 0, "seen_offsets: expected them to ascend");
+    if (!size) continue;
+    require(span_offsets(first) == span_offsets(first + count), "seen: expected a sequence without spans");
+    require(count > 0 && count % kPageKeys == 0 && start % kPageKeys == 0, "seen: expected rows in whole pages");
+    const int64_t blocks = count / kPageKeys, bytes = ((start + count) / kPageKeys + 7) / 8;
+    require_equal("seen of a sequence", size, blocks * bytes);
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t own = start / kPageKeys + block;
+      require(sequences.seen[size_t(begin + block * bytes + own / 8)] >> (own % 8) & 1, "seen: expected rows to see their own page");
+    }
+  }
+}
+
 // The same over spans of keys: `query` has variants, `spans` a begin, an end and a variant each. `slopes` may be empty.
+// A sequence without spans sees what `seen` says of its pages from seen_offsets on, or all of them.
 void attend_spans(KvPool& pool, int64_t layer, Variants query, InHeads key, InHeads value, Integers counts, Integers starts,
-                  Integers page_offsets, Integers pages, Integers span_offsets, Triples spans, InVector slopes, Heads out) {
+                  Integers page_offsets, Integers pages, Integers span_offsets, Triples spans, InVector slopes,
+                  Integers seen_offsets, InBytes seen, Heads out) {
   const int64_t rows = int64_t(query.shape(1)), query_heads = int64_t(query.shape(2));
   require(query.shape(0) > 0, "query: expected a variant");
   check_heads(pool, layer, query_heads, int64_t(query.shape(3)), key, value, out, rows);
@@ -95,6 +119,9 @@ void attend_spans(KvPool& pool, int64_t layer, Variants query, InHeads key, InHe
   sequences.span_offsets.assign(span_offsets.data(), span_offsets.data() + rows + 1);
   for (size_t i = 0; i < spans.shape(0); i++) sequences.spans.push_back({spans(i, 0), spans(i, 1), spans(i, 2)});
   sequences.slopes.assign(slopes.data(), slopes.data() + slopes.shape(0));
+  sequences.seen.assign(seen.data(), seen.data() + seen.shape(0));
+  sequences.seen_offsets.assign(seen_offsets.data(), seen_offsets.data() + seen_offsets.shape(0));
+  check_seen(sequences, span_offsets);
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
   attend_rows(pool.layout(), sequences, layer, query_heads, query.data(), key.data(), value.data(), out.data());
@@ -145,7 +172,7 @@ void bind_attention(nb::module_& module) {
              nb::arg("counts"), nb::arg("starts"), nb::arg("page_offsets"), nb::arg("pages"), nb::arg("out"));
   module.def("attend_spans", &attend_spans, nb::arg("pool"), nb::arg("layer"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
              nb::arg("counts"), nb::arg("starts"), nb::arg("page_offsets"), nb::arg("pages"), nb::arg("span_offsets"),
-             nb::arg("spans"), nb::arg("slopes"), nb::arg("out"));
+             nb::arg("spans"), nb::arg("slopes"), nb::arg("seen_offsets"), nb::arg("seen"), nb::arg("out"));
 }
 
 }  // namespace fourbee

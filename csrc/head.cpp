@@ -145,11 +145,25 @@ class Head {
     answer_.logprobs[row] = plain_.values[row * vocabulary_ + token] - answer_.logsumexp[row];
     if (!query_.num_top) return;
     std::vector<LikelyToken> top = numbers ? reaching(plain_, row, query_.num_top) : std::vector<LikelyToken>();
-    for (int64_t i = int64_t(top.size()); i < query_.num_top; i++) top.push_back({kNothing, int32_t(i)});  // -inf or no numbers
+    fill_up(top, query_.num_top);
     std::partial_sort(top.begin(), top.begin() + query_.num_top, top.end(), likelier);
     for (int64_t i = 0; i < query_.num_top; i++) {
       answer_.top_ids[row * query_.num_top + i] = top[size_t(i)].id;
       answer_.top_logprobs[row * query_.num_top + i] = top[size_t(i)].logit - answer_.logsumexp[row];
+    }
+  }
+
+  // Adds the lowest ids that are missing among tokens in the order of their ids, until there are `count`: those of -inf, or
+  // where there are no numbers.
+  static void fill_up(std::vector<LikelyToken>& tokens, int64_t count) {
+    const size_t named = tokens.size();
+    size_t next = 0;
+    for (int32_t id = 0; int64_t(tokens.size()) < count; id++) {
+      if (next < named && tokens[next].id == id) {
+        next++;
+      } else {
+        tokens.push_back({kNothing, id});
+      }
     }
   }
 

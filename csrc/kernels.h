@@ -96,6 +96,9 @@ struct AttentionRows {
   const Span* spans = nullptr;
   const float* slopes = nullptr;  // ALiBi's, a query head each; null for none
   int64_t variants = 1, variant_size = 0;  // floats from one variant of the query to the next
+  // Of each kPageKeys rows the pages that they see, a bit each, where `start` and `count` are whole pages; null for all.
+  const uint8_t* seen = nullptr;
+  int64_t seen_bytes = 0;  // from one page of rows to the next
 };
 
 // The softmax-weighted sum over some keys, not yet divided: largest score, weights' sum, sum [K].

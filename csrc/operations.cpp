@@ -55,6 +55,10 @@ AttentionRows rows_of(const Sequences& sequences, size_t s, int64_t first, int64
   AttentionRows rows{};
   rows.pages = sequences.pages.data() + sequences.offsets[s];
   rows.start = sequences.starts[s], rows.count = sequences.counts[s];
+  if (!sequences.seen_offsets.empty() && sequences.seen_offsets[s] < sequences.seen_offsets[s + 1]) {
+    rows.seen = sequences.seen.data() + sequences.seen_offsets[s];
+    rows.seen_bytes = (sequences.seen_offsets[s + 1] - sequences.seen_offsets[s]) / (rows.count / kPageKeys);
+  }
   if (sequences.span_offsets.empty()) return rows;
   const int64_t* offsets = sequences.span_offsets.data() + first;
   if (offsets[0] == offsets[rows.count]) return rows;

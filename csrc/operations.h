@@ -42,6 +42,10 @@ struct Sequences {
   std::vector<int64_t> span_offsets;  // one more than there are rows; empty where all sequences are plain
   std::vector<float> slopes;          // of each query head; empty for none, and unused by plain sequences
   int64_t variants = 1;
+  // Of plain sequences in whole pages: AttentionRows' `seen` of sequence s from seen_offsets[s] on, where that is not
+  // seen_offsets[s + 1]. Empty where all see all.
+  std::vector<uint8_t> seen;
+  std::vector<int64_t> seen_offsets;
 };
 
 // Attention of one layer: stores keys and values [T, G, K] first, then attends with query [variants, T, H, K].

@@ -18,7 +18,7 @@ SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end of speed -->)", re.DOTA
 COMMANDS = (
     "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
     "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
-    "bench start",
+    "bench start", "bench needle", "bench lasting", "bench streaming",
     "contexts list", "contexts info", "contexts prune", "contexts verify",
     "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
 )  # fmt: skip

@@ -67,6 +67,7 @@ def make_models(folder: Path) -> dict[str, Files]:
         "gptq8": groups.GptqPacking(8, 128),
         "fp8": fp8.Fp8Packing((64, 128)),
         "packed_int4": PackedFormat("int4", 64, True, "search", "int8"),
+        "packed_int4c": PackedFormat("int4c", 64, True, "search", "int8"),
         "packed_bf16": PackedFormat("bf16"),
         "packed_f32": PackedFormat("f32"),
     }

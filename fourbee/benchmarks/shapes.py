@@ -56,13 +56,17 @@ def shape_config(name: str) -> Qwen3Config:
 def random_model(
     name: str, quantize: str, threads: int | None
 ) -> tuple[Qwen3Weights, NativeOperations]:
-    """Random weights of a shape in the packing of `--quantize`, and the operations for them."""
+    """Random weights of a shape in the packing of `--quantize`, and the operations for them.
+
+    Those of "none" are in bfloat16, as published.
+    """
     from fourbee.kernels.native_ops import NativeOperations, open_native
 
     config = shape_config(name)
-    ops = open_native("float32", quantize, threads)
+    dtype = "bfloat16" if quantize == "none" else "float32"
+    ops = open_native(dtype, quantize, threads)
     assert isinstance(ops, NativeOperations)
-    formats = matrix_formats(Setup(config, dtype="float32", quantize=quantize))
+    formats = matrix_formats(Setup(config, dtype=dtype, quantize=quantize))
     return random_weights(config, formats, ops), ops
 
 

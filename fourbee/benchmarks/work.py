@@ -1,24 +1,30 @@
 """What is timed: work in tokens, and systems that do it, each in a process of its own.
 
-A system is a program that answers lines of JSON: a work comes in, `{"seconds": ...}` goes out. One
-works at a time, so that the threads of one do not spin beside another. Nothing here knows a model.
+A system is a program that answers lines of JSON: a work comes in, `{"seconds": ...}` goes out, or
+`{"error": ...}` before it ends. One works at a time, so that the threads of one do not spin beside
+another. Nothing here knows a model.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fourbee.foundation.errors import FourbeeError, UsageError
 
 ROUNDS = 3
 # Tokens before a decoding step where no depth is asked for.
 SHORT = 16
+# What a work may ask for: the context of the published models, and sequences side by side.
+MOST_POSITIONS, MOST_SEQUENCES = 262_144, 1024
+_DECODED = 16  # tokens of each sequence
+_FORM = re.compile(r"(prefill|decode):([0-9]{1,15})(?:@([0-9]{1,15}))?")
 
 
 @dataclass(frozen=True)
@@ -37,22 +43,33 @@ class Work:
             return f"prefill {self.tokens}{where}"
         return f"decode, batch {self.batch}{where}"
 
+    @property
+    def positions(self) -> int:
+        """Of each sequence, when the work is done."""
+        return self.depth + self.tokens
+
     @classmethod
     def parse(cls, text: str) -> Work:
         """From `prefill:1024`, `prefill:1024@4096`, `decode:8` (a batch) or `decode:1@4096`."""
-        kind, _, rest = text.partition(":")
-        amount, _, depth = rest.partition("@")
-        if kind in ("prefill", "decode") and amount.isdigit() and (depth or "0").isdigit():
-            number, deep = int(amount), int(depth or 0)
-            if number and kind == "prefill":
-                return cls("prefill", number, deep)
-            if number:
-                return cls("decode", 16, deep or SHORT, number)
-        raise UsageError(
-            f"work = {text!r}: expected prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH], as in "
-            "prefill:1024 or decode:1@4096",
-            "work",
-        )
+        found = _FORM.fullmatch(text)
+        number, depth = (int(found[2]), int(found[3] or 0)) if found else (0, 0)
+        if not found or not number:
+            raise UsageError(
+                f"work = {text!r}: expected prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH], as in "
+                "prefill:1024 or decode:1@4096",
+                "work",
+            )
+        if found[1] == "prefill":
+            work = cls("prefill", number, depth)
+        else:
+            work = cls("decode", _DECODED, depth or SHORT, number)
+        if work.positions > MOST_POSITIONS or work.batch > MOST_SEQUENCES:
+            raise UsageError(
+                f"work = {text!r}: expected at most {MOST_POSITIONS:,} tokens with the depth, and "
+                f"a batch of at most {MOST_SEQUENCES:,}",
+                "work",
+            )
+        return work
 
 
 @dataclass(frozen=True)
@@ -79,18 +96,21 @@ class System:
             raise
 
     def seconds(self, work: Work) -> float:
-        """How long it took; FourbeeError when the program ended instead."""
+        """How long it took; FourbeeError when the program ended instead, with what it said."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps(asdict(work)) + "\n")
         self._process.stdin.flush()
         return float(self._answer(work.name)["seconds"])
 
-    def _answer(self, what: str) -> dict[str, float]:
+    def _answer(self, what: str) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
-        if not line:
+        answer: dict[str, Any] = json.loads(line) if line else {}
+        if "error" in answer:
+            kind = UsageError if self._process.wait() == UsageError.exit_code else FourbeeError
+            raise kind(answer["error"])
+        if not answer:
             raise FourbeeError(f"{self.name} ended with code {self._process.wait()} at: {what}")
-        answer: dict[str, float] = json.loads(line)
         return answer
 
     def close(self) -> None:

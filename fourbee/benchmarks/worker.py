@@ -16,11 +16,13 @@ import numpy as np
 from fourbee.benchmarks.shapes import random_model, weight_bytes
 from fourbee.benchmarks.work import Work
 from fourbee.engine.checkpoint import open_checkpoint
-from fourbee.engine.model_runner import ModelRunner
+from fourbee.engine.model_runner import ModelRunner, new_storage
 from fourbee.engine.request import Request
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk
 from fourbee.engine.sequence import Sequence
+from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
+from fourbee.foundation.memory import available_bytes
 from fourbee.kernels.attention_pattern import PAGE_KEYS
 from fourbee.kernels.native_ops import NativeOperations, open_native
 from fourbee.model.attention_modes import DenseMode
@@ -35,30 +37,49 @@ class Bench:
     """A model that does works and says how long they took."""
 
     def __init__(self, weights: Qwen3Weights, ops: NativeOperations) -> None:
-        self._vocabulary = weights.config.vocab_size
+        config = weights.config
+        self._vocabulary, self._context = config.vocab_size, config.max_position_embeddings
         self._weights, self._ops = weights, ops
+        self._page_bytes = new_storage(config, ops, 1).page_bytes
         self._random = np.random.default_rng(1)
 
     def seconds(self, work: Work) -> float:
-        """The time of the work alone; the depth is there before."""
-        length = work.depth + work.tokens + 1
-        pages = -(-length // PAGE_KEYS)
-        self._runner = ModelRunner(self._weights, self._ops, pages * work.batch)
+        """The time of the work alone; the depth is there before.
+
+        UsageError for more positions than the model has, CapacityError where memory holds no such
+        keys and values.
+        """
+        pages = -(-(work.positions + 1) // PAGE_KEYS)
+        self._check_room(work, pages)
+        runner = ModelRunner(self._weights, self._ops, pages * work.batch)
         sequences = [
-            self._sequence(work, range(first, first + pages))
+            self._sequence(runner, work, range(first, first + pages))
             for first in range(0, pages * work.batch, pages)
         ]
         started = time.perf_counter()
         if work.kind == "prefill":
             for first in range(0, work.tokens, STEP_ROWS):
                 count = min(STEP_ROWS, work.tokens - first)
-                self._step(sequences, count)
+                _step(runner, sequences, count)
         else:
             for _ in range(work.tokens):
-                self._step(sequences, 1)
+                _step(runner, sequences, 1)
         return time.perf_counter() - started
 
-    def _sequence(self, work: Work, pages: range) -> Sequence:
+    def _check_room(self, work: Work, pages: int) -> None:
+        if work.positions > self._context:
+            raise UsageError(
+                f"{work.name}: {work.positions:,} positions; the model has {self._context:,}",
+                "work",
+            )
+        needed, free = work.batch * pages * self._page_bytes, available_bytes()
+        if free is not None and needed > free:
+            raise CapacityError(
+                f"{work.name}: {needed / 1e9:.1f} GB of keys and values; memory has "
+                f"{free / 1e9:.1f} GB free"
+            )
+
+    def _sequence(self, runner: ModelRunner, work: Work, pages: range) -> Sequence:
         length = work.depth + (work.tokens if work.kind == "prefill" else 1)
         ids = tuple(self._random.integers(0, self._vocabulary, length).tolist())
         params = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -68,26 +89,27 @@ class Bench:
         )
         sequence.pages = list(pages)
         for page in pages:  # the memory is there before, as in an engine that has run for a while
-            self._runner.storage.clear(page)
+            runner.storage.clear(page)
         if work.depth:
-            self._step([sequence], min(work.depth, PAGE_KEYS))
+            _step(runner, [sequence], min(work.depth, PAGE_KEYS))
             # A real page of keys and values, as often as the depth needs.
             for page in sequence.pages[1:]:
-                self._runner.storage.copy(sequence.pages[0], page)
+                runner.storage.copy(sequence.pages[0], page)
             sequence.computed = work.depth
         return sequence
 
-    def _step(self, sequences: list[Sequence], count: int) -> None:
-        chunks = tuple(Chunk(sequence, count) for sequence in sequences)
-        for one in sequences:  # pages that are begun are cleared, as the engine does it
-            first, end = -(-one.computed // PAGE_KEYS), -(-(one.computed + count) // PAGE_KEYS)
-            for page in one.pages[first:end]:
-                self._runner.storage.clear(page)
-        outcomes = self._runner.sample(self._runner.run(chunks))
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            sequence.computed += count
-            if outcome.token:
-                sequence.append(outcome.token.token_id)
+
+def _step(runner: ModelRunner, sequences: list[Sequence], count: int) -> None:
+    chunks = tuple(Chunk(sequence, count) for sequence in sequences)
+    for one in sequences:  # pages that are begun are cleared, as the engine does it
+        first, end = -(-one.computed // PAGE_KEYS), -(-(one.computed + count) // PAGE_KEYS)
+        for page in one.pages[first:end]:
+            runner.storage.clear(page)
+    outcomes = runner.sample(runner.run(chunks))
+    for sequence, outcome in zip(sequences, outcomes, strict=True):
+        sequence.computed += count
+        if outcome.token:
+            sequence.append(outcome.token.token_id)
 
 
 def loaded_model(
@@ -103,7 +125,15 @@ def loaded_model(
 
 
 def main() -> None:
-    """Says that it is ready, then answers a line for a line."""
+    """Says that it is ready, then answers a line for a line; the last one may be an error."""
+    try:
+        _run()
+    except FourbeeError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="")
     parser.add_argument("--model", default=None)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.needle import needle
 from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(
     name="bench",
-    help="Measure speed (alone, beside peers, against the machine) and what few bits cost.",
+    help="Measure speed (alone, beside peers, against the machine), what few bits cost, and long "
+    "texts.",
     no_args_is_help=True,
 )
 bench_app.command()(quality)
+bench_app.command()(needle)
 
 _WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
           "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip
@@ -40,12 +43,20 @@ Works = Annotated[
     list[str] | None,
     typer.Option("--work", help="prefill:TOKENS[@DEPTH] or decode:BATCH[@DEPTH]; may be repeated."),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads of each system; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of each system; default: all cores.")
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after one to warm up.")]
 Output = Annotated[
     Path | None, typer.Option(help="A folder for the table, the plot and the document.")
 ]
-Quantize = Annotated[Literal["none", "int8", "int4"], typer.Option(help="How weights are packed.")]
+Quantize = Annotated[
+    Literal["none", "int8", "int4"] | None,
+    typer.Option(
+        help="How weights are packed; default: as the model has them, int4 with --shape. Those of "
+        "a shape are in bfloat16 with none."
+    ),
+]
 
 
 @bench_app.command()
@@ -54,7 +65,7 @@ def offline(
         str | None, typer.Option(help="A checkpoint, GGUF file or id; default: fourbee-mini.")
     ] = None,
     shape: Shape = "",
-    quantize: Quantize = "none",
+    quantize: Quantize = None,
     work: Works = None,
     threads: Threads = None,
     rounds: Rounds = 5,
@@ -66,9 +77,15 @@ def offline(
     """
     if shape:
         from fourbee.benchmarks.shapes import shape_config
+        from fourbee.foundation.errors import UsageError
 
+        if model is not None:
+            raise UsageError(
+                f"--model {model} and --shape {shape}: expected one of them: a model, or random "
+                "weights of a shape", "shape"
+            )  # fmt: skip
         shape_config(shape)
-        quantize = "int4" if quantize == "none" else quantize
+    quantize = quantize or ("int4" if shape else "none")
     command = _ours(shape, model, quantize, threads)
     about = {"kind": "offline", "model": model or shape or "fourbee-mini", "quantize": quantize}
     _run({"fourbee": command}, work or _SHORT, rounds, output, about)
@@ -164,7 +181,9 @@ def roofline(
 @bench_app.command()
 def outside(
     shape: Shape = "0.6B",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="May be repeated.")
+    ] = None,
     threads: Threads = None,
     rounds: Rounds = 5,
     output: Output = None,
@@ -187,7 +206,9 @@ def outside(
 @bench_app.command()
 def start(
     shape: Shape = "4B",
-    context: Annotated[int, typer.Option(min=0, help="Positions to fill; 0 leaves it out.")] = 4096,
+    context: Annotated[
+        int, typer.Option(min=0, max=262_144, help="Positions to fill; 0 leaves it out.")
+    ] = 4096,
     rounds: Rounds = 3,
     output: Output = None,
 ) -> None:
@@ -305,7 +326,8 @@ def _tell(about: dict[str, Any], table: str, output: Path | None) -> str:
     from fourbee.benchmarks.report import described, machine
 
     about["machine"] = machine()
-    name = "-".join(str(about[key]) for key in ("kind", "shape", "model") if about.get(key))
+    named = (about.get(key) for key in ("kind", "shape", "model"))
+    name = "-".join(Path(one).name for one in named if one)  # a model may be a path
     text = json.dumps(about)
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,33 @@ Quantize = Annotated[
         "where later starts find them. Native backend only."
     ),
 ]
+KvType = Annotated[
+    str,
+    typer.Option(
+        help="What keys and values are kept in: auto (int8 beside quantised weights, else "
+        "the compute type), float32, bfloat16, int8 or int4. Native backend only."
+    ),
+]
+MaxContext = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|TOKENS",
+        help="Tokens of a request, its answer included. auto: what the model has and the memory "
+        "holds (`fourbee plan` tells); a number is the most.",
+    ),
+]
+ContextStore = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep what was read of texts in this folder, so that conversations and documents go "
+        "on after a restart without being read again.",
+        show_default=False,
+    ),
+]
+ContextStoreSize = Annotated[
+    str, typer.Option(metavar="SIZE", help="At most so much of it; the oldest goes first.")
+]
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 = always the likeliest token. Default: the model's own."),

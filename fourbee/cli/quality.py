@@ -80,7 +80,7 @@ def quality(
     })  # fmt: skip
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        name = Path(model or "fourbee-mini").stem
+        name = path.stem if (path := Path(model or "fourbee-mini")).is_file() else path.name
         (output / f"quality-{name}.md").write_text(text)
         (output / f"quality-{name}.json").write_text(document + "\n")
     typer.echo(text)

@@ -16,7 +16,15 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fourbee.cli.options import Backend, Model, Quantize
+from fourbee.cli.options import (
+    Backend,
+    ContextStore,
+    ContextStoreSize,
+    KvType,
+    MaxContext,
+    Model,
+    Quantize,
+)
 
 
 def serve(
@@ -36,15 +44,13 @@ def serve(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     backend: Backend = "auto",
     quantize: Quantize = "none",
-    kv_type: Annotated[
-        str,
-        typer.Option(
-            help="What keys and values are kept in: auto (int8 beside quantised weights, else "
-            "the compute type), float32, bfloat16, int8 or int4. Native backend only."
-        ),
-    ] = "auto",
+    kv_type: KvType = "auto",
+    max_context: MaxContext = "auto",
+    context_store: ContextStore = None,
+    context_store_size: ContextStoreSize = "20GB",
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
+    from fourbee.foundation.sizes import parse_size
     from fourbee.model.hub import resolve_model
     from fourbee.server.serve import ServeSettings
     from fourbee.server.serve import serve as run
@@ -53,7 +59,35 @@ def serve(
     resolve_model(model)
     # Not typer's `envvar`: help would then print the key's value as a default.
     keys = api_key or [key for key in [os.environ.get("FOURBEE_API_KEY")] if key]
-    run(ServeSettings(model, host, port, tuple(keys), device, dtype, backend, quantize, kv_type))
+    run(
+        ServeSettings(
+            model=model,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            quantize=quantize,
+            kv_type=kv_type,
+            max_context=_tokens(max_context),
+            context_store=None if context_store is None else str(context_store.absolute()),
+            context_store_bytes=parse_size(context_store_size, "--context-store-size"),
+            host=host,
+            port=port,
+            api_keys=tuple(keys),
+        )
+    )
+
+
+def _tokens(text: str) -> int | None:
+    """`--max-context` as a number; None for auto."""
+    from fourbee.foundation.errors import UsageError
+
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) < 10**9):
+        raise UsageError(
+            f"--max-context {text}: expected auto or a number of tokens", "max_context"
+        )
+    return int(text)
 
 
 def pull(

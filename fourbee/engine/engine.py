@@ -166,7 +166,7 @@ class Engine:
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         ends = {*eos_ids, *params.stop_token_ids}
-        mode = self._modes[request.attention]
+        mode = self._modes[request.attention].for_prompt(len(request.prompt_ids))
         sequence = Sequence(request, max_length, ends, seed, self._recipe_digest(request), mode)
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence

@@ -1,12 +1,13 @@
 """LLM: a model in this process, text in and text out.
 
-For scripts, the command line and evaluation; the server has a thread of its own around `Engine`.
+For scripts, the command line and evaluation; the server runs `Engine` in a process of its own.
 One thread at a time. Chat history, tools' execution and choices beyond one are the caller's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 
-from fourbee.engine.checkpoint import load_quantized, open_checkpoint
+from fourbee.engine.checkpoint import Checkpoint, load_quantized, open_checkpoint
 from fourbee.engine.context_store import ContextStore
 from fourbee.engine.contexts import Contexts
 from fourbee.engine.engine import Engine
+from fourbee.engine.ledger import Setup, kv_pages
 from fourbee.engine.request import Event, Finished, FinishReason, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingDefaults, SamplingParams
 from fourbee.engine.scheduler import EngineSettings
@@ -30,6 +32,8 @@ from fourbee.model.qwen3 import Qwen3Weights
 from fourbee.model.weights_digest import weights_digest
 from fourbee.text.chat_format import ChatFormat, Message, Tool
 from fourbee.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 
@@ -94,15 +98,19 @@ class LLM:
         quantize: str = "none",
         kv_type: str = "auto",
         progress: Progress | None = None,
-        context_store: Path | None = None,
+        max_context: int | None = None,
+        context_store: str | Path | None = None,
         context_store_bytes: int | None = None,
     ) -> LLM:
         """From a checkpoint folder or a GGUF file.
 
         Raises ModelFileError or UsageError for what cannot be loaded. `device`, `dtype`,
         `backend`, `quantize` and `kv_type` as in `open_operations`. What `quantize` packs is kept
-        for the next time (`load_quantized`); `progress` is told of the packing. A `context_store`
-        keeps keys and values in this folder, at most so many bytes of them.
+        for the next time (`load_quantized`); `progress` is told of the packing.
+
+        The context is as long as the memory holds (`engine/ledger.py`), at most `max_context`; with
+        `settings`, what they say. A `context_store` keeps keys and values in this folder, at most
+        so many bytes of them.
         """
         files = open_checkpoint(Path(model))
         # What is wrong with the files is said before anything that takes seconds begins.
@@ -113,15 +121,17 @@ class LLM:
             backend, device, dtype, config.torch_dtype, quantize, config.head_dim, config.packed,
             kv_type,
         )  # fmt: skip
+        if settings is None:
+            settings = _fitted(files, ops, dtype, quantize, kv_type, max_context)
+        store, digest = None, ""
+        if context_store is not None:
+            store = ContextStore(Path(context_store), context_store_bytes)
+            digest = weights_digest(files.weight_files, store.folder / "weights.json")
         weights = (
             files.load_weights(ops)
             if quantize == "none"
             else load_quantized(files, quantize, ops, progress)
         )
-        if context_store is None:
-            return cls(weights, ops, tokenizer, defaults, settings)
-        store = ContextStore(context_store, context_store_bytes)
-        digest = weights_digest(files.weight_files, context_store.expanduser() / "weights.json")
         return cls(weights, ops, tokenizer, defaults, settings, store, digest)
 
     def generate(
@@ -247,6 +257,18 @@ class LLM:
         for answer in answers:
             self._answers.pop(answer.request.id, None)
             self.engine.abort(answer.request.id)
+
+
+def _fitted(
+    files: Checkpoint, ops: Operations, dtype: str, quantize: str, kv_type: str,
+    max_context: int | None,
+) -> EngineSettings:  # fmt: skip
+    """Settings with the context and the pages that this machine's memory holds; told in the log."""
+    setup = Setup(files.config, ops.backend, dtype, quantize, kv_type, files.formats, ops.on_gpu)
+    fitted = kv_pages(setup, max_context=max_context)
+    if fitted.context_length < files.config.max_position_embeddings:
+        logger.info("%s", fitted.sentence)
+    return EngineSettings(context_length=fitted.context_length, kv_pages=fitted.pages)
 
 
 def _digest(tokenizer: Tokenizer) -> str:

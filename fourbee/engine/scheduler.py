@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from fourbee.engine.kv_cache import KvCache
+from fourbee.engine.prefix_tree import PAGE_TOKENS
 from fourbee.engine.sequence import Sequence
 from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import CapacityError, UsageError
@@ -147,10 +148,10 @@ class Scheduler:
     def _give_rows(self, sequence: Sequence, count: int, step: _Step) -> None:
         """As many of `count` rows more as there are pages for, in this step."""
         before = step.counts.get(sequence, 0)
-        count = min(count, sequence.uncomputed - before)
+        start = sequence.computed + before
+        count = _readable(sequence, start, min(count, sequence.uncomputed - before))
         if count <= 0:
             return
-        start = sequence.computed + before
         there = self._kv.reserve(sequence, start + count)
         while there <= start and (last := self.running[-1]) is not sequence:
             self._preempt(last)
@@ -199,6 +200,14 @@ class _Step:
         if left <= 0:
             return 0
         return self._cost.rows_within(start, most, left)
+
+
+def _readable(sequence: Sequence, start: int, count: int) -> int:
+    """`count` rows, or whole pages where a mode reads prompts in those alone: one at least."""
+    whole = sequence.prompt_length // PAGE_TOKENS * PAGE_TOKENS
+    if count <= 0 or not sequence.mode.whole_pages or start >= whole:
+        return count
+    return min(whole - start, max(1, count // PAGE_TOKENS) * PAGE_TOKENS)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

@@ -29,6 +29,9 @@ class Mode(Protocol):
     @property
     def held(self) -> int | None: ...
 
+    @property
+    def whole_pages(self) -> bool: ...
+
     def droppable(self, computed: int) -> range: ...
 
 
@@ -37,6 +40,7 @@ class _Whole:
 
     shares = True
     held = None
+    whole_pages = False
 
     def droppable(self, computed: int) -> range:
         return range(0)

@@ -36,16 +36,22 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def usable_bytes(root: Path = Path("/")) -> int:
-    """What this process may take in all: what it has taken already, and what is available.
+    """What this process may take in all: what it has taken already, and what is available."""
+    free = available_bytes(root)
+    if free is None:
+        return int(memory_bytes(root) * _FREE_SHARE) or _UNKNOWN_MACHINE
+    return free + (_field(root / "proc/self/status", "RssAnon") or 0)
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """What can be had more without swapping; None where the system does not say.
 
     The page cache counts as available, but for what the system keeps of it.
     """
     available = _field(root / "proc/meminfo", "MemAvailable")
     if available is None:
-        return int(memory_bytes(root) * _FREE_SHARE) or _UNKNOWN_MACHINE
-    own = _field(root / "proc/self/status", "RssAnon") or 0
-    free = min([available, *(max(0, group.limit - group.held) for group in _groups(root))])
-    return own + free
+        return None
+    return min([available, *(max(0, group.limit - group.held) for group in _groups(root))])
 
 
 def _field(path: Path, name: str) -> int | None:

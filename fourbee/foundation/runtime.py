@@ -29,3 +29,16 @@ def keep_freed_memory() -> bool:
         (_ARENA_MAX, 1),
     )
     return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+
+
+def return_freed_memory() -> bool:
+    """Has malloc give what is free to the system, as it does not by itself after many small blocks.
+
+    A tokenizer that was read leaves 100 MB behind. False where libc is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):
+        return False

@@ -130,6 +130,8 @@ def attend_spans(
     span_offsets: Integers,
     spans: Integers,
     slopes: Floats,
+    seen_offsets: Integers,
+    seen: npt.NDArray[np.uint8],
     out: Floats,
 ) -> None: ...
 

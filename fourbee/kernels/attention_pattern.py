@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
-from fourbee.kernels.operations import IntArray
+from fourbee.kernels.operations import FloatArray, IntArray
 
 # Positions of a page; `PageLists` names pages.
 PAGE_KEYS = 64
@@ -41,6 +42,17 @@ class AttentionPattern(Protocol):
 
     def spans(self, start: int, count: int) -> Spans:
         """Of the rows at positions `start` to `start + count - 1`."""
+        ...
+
+
+@runtime_checkable
+class LayeredPattern(Protocol):
+    """What rows see where that is another in each layer, by their queries and keys."""
+
+    def seen_pages(
+        self, layer: int, start: int, query_THK: FloatArray, key_TGK: FloatArray
+    ) -> npt.NDArray[np.bool_] | None:
+        """`[pages of rows, pages]`; rows come in whole pages. None for all keys before them."""
         ...
 
 
@@ -147,17 +159,26 @@ def variant_table(
     return table
 
 
+def page_table(seen: npt.NDArray[np.bool_], start: int) -> IntArray:
+    """`variant_table` of rows that see pages, whole ones of rows: 0, or -1 for none."""
+    count = len(seen) * PAGE_KEYS
+    by_key = seen.repeat(PAGE_KEYS, axis=0).repeat(PAGE_KEYS, axis=1)
+    positions = np.arange(start + count)
+    return np.where(by_key & (positions <= positions[start:, None]), 0, -1)
+
+
 def step_spans(
     patterns: Sequence[AttentionPattern], starts: IntArray, counts: IntArray, explicit: bool
 ) -> tuple[IntArray, IntArray]:
     """Offsets and ranges of all rows of a step, a sequence after the other.
 
-    Rows of `Causal` sequences have none unless `explicit`: kernels take them for plain.
+    Rows of `Causal` sequences, and of those that are asked in each layer, have none unless
+    `explicit`: kernels take them for plain.
     """
     offsets, ranges = [np.zeros(1, dtype=np.int64)], [np.empty((0, 3), dtype=np.int64)]
     total = 0
     for pattern, start, count in zip(patterns, starts, counts, strict=True):
-        if isinstance(pattern, Causal) and not explicit:
+        if isinstance(pattern, Causal | LayeredPattern) and not explicit:
             offsets.append(np.full(count, total))
             continue
         spans = pattern.spans(int(start), int(count))

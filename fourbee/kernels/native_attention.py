@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from fourbee.kernels import _native
-from fourbee.kernels.attention_pattern import AttentionPattern, Causal, step_spans
+from fourbee.kernels.attention_pattern import AttentionPattern, Causal, LayeredPattern, step_spans
 from fourbee.kernels.operations import FloatArray, IntArray
 from fourbee.kernels.paged_cache import PagedCache
 
@@ -73,9 +74,16 @@ class PagedAttention:
         self._page_offsets = np.array(offsets, dtype=np.int64)
         self._spans: tuple[IntArray, IntArray, FloatArray] | None = None
         self._variants = 1
+        self._layered: list[tuple[int, LayeredPattern]] = []
         patterns = patterns or [Causal()] * len(chunks)
         if slopes is not None or not all(isinstance(one, Causal) for one in patterns):
             self._variants = max((pattern.variants for pattern in patterns), default=1)
+            self._layered = [
+                (number, one)
+                for number, one in enumerate(patterns)
+                if isinstance(one, LayeredPattern)
+            ]
+            assert slopes is None or not self._layered, "slopes are of spans"
             spans = step_spans(patterns, self._starts, self._counts, explicit=slopes is not None)
             self._spans = (*spans, _NO_SLOPES if slopes is None else slopes)
 
@@ -116,8 +124,24 @@ class PagedAttention:
         else:
             _native.attend_spans(
                 self.pool, layer, query_QTHK, key_TGK, value_TGK, *self.sequences, *self._spans,
-                context_THK,
+                *self._seen(layer, query_QTHK[0], key_TGK), context_THK,
             )  # fmt: skip
         if layer == self.pool.layers - 1:
             self.advance()
         return context_THK.reshape(rows, num_heads * head_dim)
+
+    def _seen(
+        self, layer: int, query_THK: FloatArray, key_TGK: FloatArray
+    ) -> tuple[IntArray, npt.NDArray[np.uint8]]:
+        """Where each sequence's part of the bytes begins, and a bit for each page that is seen."""
+        sizes = np.zeros(len(self._caches), dtype=np.int64)
+        parts = [np.empty(0, dtype=np.uint8)]
+        rows = np.concatenate(([0], np.cumsum(self._counts)))
+        for index, pattern in self._layered:
+            here = slice(rows[index], rows[index + 1])
+            start = int(self._starts[index])
+            seen = pattern.seen_pages(layer, start, query_THK[here], key_TGK[here])
+            if seen is not None:
+                parts.append(np.packbits(seen, axis=1, bitorder="little").ravel())
+                sizes[index] = len(parts[-1])
+        return np.concatenate(([0], np.cumsum(sizes))), np.concatenate(parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,10 @@ class NativeOperations(NumpyOperations):
     def __init__(self, kv_kind: Kind, packing: Packing) -> None:
         super().__init__()
         self.kv_kind, self.packing = kv_kind, packing
+
+    @property
+    def backend(self) -> Literal["native", "torch", "numpy"]:
+        return "native"
 
     @property
     def numerics(self) -> str:

@@ -10,6 +10,8 @@ from fourbee.kernels.attention_pattern import (
     PAGE_KEYS,
     AttentionPattern,
     Causal,
+    LayeredPattern,
+    page_table,
     variant_table,
 )
 from fourbee.kernels.operations import FloatArray, IntArray
@@ -92,11 +94,13 @@ class NumpyAttention:
             assert isinstance(pool, NumpyPages), "a pool belongs to the operations that made it"
             pool.store(cache, layer, start, np.stack((key_TGK[rows], value_TGK[rows])))
             keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
-            if self._slopes is None and isinstance(pattern, Causal):
+            positions = held_positions(cache, end)
+            seen_by = _seen_by(
+                pattern, layer, start, query_QTHK[0, rows], key_TGK[rows], positions, self._slopes
+            )
+            if seen_by is None:
                 _attend(query_QTHK[0, rows], keys_GSK, values_GSK, context_THK[rows])
             else:
-                positions = held_positions(cache, end)
-                seen_by = variant_table(pattern, start, count, positions)
                 distances = np.arange(start, end)[:, None] - positions
                 _attend_pattern(
                     query_QTHK[:, rows], keys_GSK, values_GSK, seen_by, distances, self._slopes,
@@ -107,6 +111,20 @@ class NumpyAttention:
             row += count
         count, num_heads, head_dim = context_THK.shape
         return context_THK.reshape(count, num_heads * head_dim)
+
+
+def _seen_by(
+    pattern: AttentionPattern, layer: int, start: int, query_THK: FloatArray, key_TGK: FloatArray,
+    positions: IntArray, slopes: FloatArray | None,
+) -> IntArray | None:  # fmt: skip
+    """`variant_table` of a chunk's rows; None where they see all before them at no cost."""
+    if isinstance(pattern, LayeredPattern):
+        assert slopes is None, "slopes are of spans"
+        seen = pattern.seen_pages(layer, start, query_THK, key_TGK)
+        return None if seen is None else page_table(seen, start)
+    if slopes is None and isinstance(pattern, Causal):
+        return None
+    return variant_table(pattern, start, len(query_THK), positions)
 
 
 def _attend(

@@ -6,7 +6,7 @@ Correct and slow. The native operations inherit what is not worth a kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ from fourbee.kernels.paged_cache import KvPages, PagedCache
 
 class NumpyOperations:
     """`Operations` over NumPy arrays."""
+
+    @property
+    def backend(self) -> Literal["native", "torch", "numpy"]:
+        return "numpy"
+
+    @property
+    def on_gpu(self) -> bool:
+        return False
 
     @property
     def numerics(self) -> str:

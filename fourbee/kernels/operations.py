@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -104,13 +104,23 @@ class HeadResult:
     token_ids: IntArray  # [R]
     logprobs: FloatArray  # [R]
     logsumexp: FloatArray  # [R]
-    top_ids: IntArray  # [R, num_top], likeliest first
+    top_ids: IntArray  # [R, num_top], likeliest first, each id once
     top_logprobs: FloatArray  # [R, num_top]
     finite: npt.NDArray[np.bool_]  # [R]
 
 
 class Operations(Protocol):
     """What the network, the loader and the engine ask of a backend."""
+
+    @property
+    def backend(self) -> Literal["native", "torch", "numpy"]:
+        """Whose operations they are."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether arrays lie in a GPU's memory."""
+        ...
 
     @property
     def numerics(self) -> str:

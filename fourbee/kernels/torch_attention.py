@@ -18,6 +18,8 @@ from fourbee.kernels.attention_pattern import (
     PAGE_KEYS,
     AttentionPattern,
     Causal,
+    LayeredPattern,
+    page_table,
     variant_table,
 )
 from fourbee.kernels.operations import FloatArray, IntArray
@@ -117,11 +119,12 @@ class CachedAttention:
             pool.store(cache, layer, start, key_TGK[rows], value_TGK[rows])
             keys_GSK, values_GSK = (pool.load(cache, layer, part, end) for part in (0, 1))
             query_QHTK = query_QTHK[:, rows].transpose(1, 2)
-            if self.slopes is None and isinstance(pattern, Causal):
+            positions_S = held_positions(cache, end)
+            rows_of = (query_QTHK[0, rows], key_TGK[rows])
+            seen_by = _seen_by(pattern, layer, start, *rows_of, positions_S, self.slopes)
+            if seen_by is None:
                 attended_HTK = _attend(query_QHTK[0], keys_GSK, values_GSK)
             else:
-                positions_S = held_positions(cache, end)
-                seen_by = variant_table(pattern, start, count, positions_S)
                 distances = np.arange(start, end)[:, None] - positions_S
                 attended_HTK = _attend_pattern(
                     query_QHTK, keys_GSK, values_GSK, seen_by, distances, self.slopes
@@ -131,6 +134,21 @@ class CachedAttention:
                 cache.length = end
             row += count
         return context.flatten(1)
+
+
+def _seen_by(
+    pattern: AttentionPattern, layer: int, start: int, query_THK: Tensor, key_TGK: Tensor,
+    positions: IntArray, slopes: FloatArray | None,
+) -> IntArray | None:  # fmt: skip
+    """`variant_table` of a chunk's rows; None where they see all before them at no cost."""
+    if isinstance(pattern, LayeredPattern):
+        assert slopes is None, "slopes are of spans"
+        rows = (one.float().cpu().numpy() for one in (query_THK, key_TGK))
+        seen = pattern.seen_pages(layer, start, *rows)
+        return None if seen is None else page_table(seen, start)
+    if slopes is None and isinstance(pattern, Causal):
+        return None
+    return variant_table(pattern, start, len(query_THK), positions)
 
 
 def _attend(query_HTK: Tensor, keys_GSK: Tensor, values_GSK: Tensor) -> Tensor:

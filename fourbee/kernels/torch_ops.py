@@ -7,7 +7,7 @@ and log-probabilities are computed in float32, linears in the compute type.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +41,14 @@ class TorchOperations:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+
+    @property
+    def backend(self) -> Literal["native", "torch", "numpy"]:
+        return "torch"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type != "cpu"
 
     @property
     def numerics(self) -> str:

@@ -1,4 +1,4 @@
-"""What the rows of a request attend to: all of it, dual chunks, or a rolling window.
+"""What the rows of a request attend to: all of it, dual chunks, some pages, or a window.
 
 A mode is chosen for a request and says, for its rows, the pattern of keys and the positions that
 each query variant is rotated with; variant 0 rotates the keys, too, and cached keys are never
@@ -8,7 +8,7 @@ rotated again. Keys of one mode are of no use to another. What patterns are is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -21,9 +21,10 @@ from fourbee.kernels.attention_pattern import (
     DualChunk,
     SlidingWindow,
 )
+from fourbee.kernels.sparse_attention import PageBudget, SparsePrompt
 from fourbee.model.config import Qwen3Config
 
-ModeName = Literal["dense", "dual-chunk", "streaming"]
+ModeName = Literal["dense", "dual-chunk", "sparse", "streaming"]
 MODES: tuple[ModeName, ...] = get_args(ModeName)
 
 # Whole numbers are made angles in float32, as transformers does it; others in float64.
@@ -64,6 +65,15 @@ class AttentionMode(Protocol):
         """The pages that no row from position `computed` on sees."""
         ...
 
+    @property
+    def whole_pages(self) -> bool:
+        """Whether whole pages of a prompt are only read as such."""
+        ...
+
+    def for_prompt(self, length: int) -> AttentionMode:
+        """The mode of one request whose prompt has so many tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class DenseMode:
@@ -73,6 +83,7 @@ class DenseMode:
     name: str = "dense"
     shares: bool = True
     held: int | None = None
+    whole_pages: bool = False
 
     @property
     def pattern(self) -> AttentionPattern:
@@ -80,6 +91,9 @@ class DenseMode:
 
     def positions(self, start: int, count: int) -> Positions:
         return np.arange(start, start + count)[None]
+
+    def for_prompt(self, length: int) -> AttentionMode:
+        return self
 
     def droppable(self, computed: int) -> range:
         return range(0)
@@ -101,6 +115,7 @@ class DualChunkMode:
     longest: int
     shares: bool = True
     held: int | None = None
+    whole_pages: bool = False
 
     def __post_init__(self) -> None:
         assert 0 < self.local < self.trained
@@ -122,6 +137,43 @@ class DualChunkMode:
         successive = np.minimum(place + self.chunk, self.trained)
         return np.stack((place, successive, np.full_like(place, self.trained)))
 
+    def for_prompt(self, length: int) -> AttentionMode:
+        return self
+
+    def droppable(self, computed: int) -> range:
+        return range(0)
+
+
+@dataclass(frozen=True)
+class SparseMode:
+    """A prompt is read block-sparse (`kernels/sparse_attention.py`); answers see everything.
+
+    Its keys and values are near those of dense attention, not the same, and what chose its pages is
+    kept with the request: nothing is shared.
+    """
+
+    longest: int
+    budget: PageBudget = PageBudget()  # noqa: RUF009  (frozen)
+    prompt: SparsePrompt | None = None  # of one request
+    shares: bool = False
+    held: int | None = None
+    whole_pages: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"sparse {self.budget.share} {self.budget.least} {self.budget.recent}"
+
+    @property
+    def pattern(self) -> AttentionPattern:
+        assert self.prompt is not None, "a mode of no request"
+        return self.prompt
+
+    def positions(self, start: int, count: int) -> Positions:
+        return np.arange(start, start + count)[None]
+
+    def for_prompt(self, length: int) -> AttentionMode:
+        return replace(self, prompt=SparsePrompt(self.budget, length // PAGE_KEYS * PAGE_KEYS))
+
     def droppable(self, computed: int) -> range:
         return range(0)
 
@@ -139,6 +191,7 @@ class StreamingMode:
     window: int
     longest: int = 1 << 40
     shares: bool = False
+    whole_pages: bool = False
 
     def __post_init__(self) -> None:
         assert self.window >= 1
@@ -159,6 +212,9 @@ class StreamingMode:
         true = np.arange(start, start + count, dtype=np.float64)
         return np.stack((true, np.minimum(true, PAGE_KEYS + self.window - 1)))
 
+    def for_prompt(self, length: int) -> AttentionMode:
+        return self
+
     def droppable(self, computed: int) -> range:
         return range(1, max(1, (computed + 1 - self.window) // PAGE_KEYS))
 
@@ -175,5 +231,6 @@ def attention_modes(config: Qwen3Config, window: int, pages: int) -> dict[ModeNa
         "dense": DenseMode(trained),
         # A chunk in 64 stays at true distances, as in Qwen2.5-1M (8,192 of 262,144 is twice that).
         "dual-chunk": DualChunkMode(trained, max(1, trained // 64), 4 * trained),
+        "sparse": SparseMode(trained),
         "streaming": StreamingMode(window),
     }

@@ -37,7 +37,8 @@ def refuse_full_disk(target: Path, size: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size + SPARE_BYTES > free:
         raise CapacityError(
-            f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk"
+            f"{target}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free on this disk, of "
+            f"which {SPARE_BYTES / 1e9:.2f} GB are to stay free"
         )
 
 
@@ -176,7 +177,8 @@ def _check_room(repository: Repository, partial: Path) -> None:
     if needed > 0 and needed + SPARE_BYTES > free:
         raise CapacityError(
             f"model {repository.id!r}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free "
-            f"in {store()}; free some, or set FOURBEE_HOME to another disk"
+            f"in {store()}, of which {SPARE_BYTES / 1e9:.2f} GB are to stay free; free some, or "
+            "set FOURBEE_HOME to another disk"
         )
 
 

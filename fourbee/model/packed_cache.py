@@ -32,6 +32,7 @@ from fourbee.model.quantize import NotWrittenError, quantize_model, weight_files
 logger = logging.getLogger(__name__)
 
 _RECORD = "packed.json"
+_LABEL_BYTES = 80
 
 
 def packed_folder(
@@ -47,7 +48,7 @@ def packed_folder(
     source = source.resolve()
     if not is_gguf(source) and isinstance(Qwen3Config.load(source).quantization, PackedFormat):
         return None
-    folder = store().parent / "packed" / f"{source.stem}-{form.kind}-{_key(source, form)}"
+    folder = store().parent / "packed" / f"{_label(source)}-{form.kind}-{_key(source, form)}"
     made_from = _made_from(source)
     if _state(folder, made_from) == "whole":
         return folder
@@ -114,6 +115,12 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _label(source: Path) -> str:
+    """For people: the source's name, as much of it as leaves room in a file's name."""
+    name = source.name if source.is_dir() else source.stem
+    return os.fsencode(name)[:_LABEL_BYTES].decode(errors="ignore")
 
 
 def _key(source: Path, form: PackedFormat) -> str:

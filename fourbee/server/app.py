@@ -105,11 +105,11 @@ def _add_models(app: FastAPI, serving: Serving) -> None:
 def _add_generation(app: FastAPI, serving: Serving, max_body_bytes: int) -> None:
     async def respond(request: Request, prepare: Prepare) -> Response:
         try:
-            model, engine = serving.model, serving.engine
+            model = serving.model
             body = await read_body(request, max_body_bytes)
             # Parsing and tokenising may take long: not on the event loop.
             prepared = await asyncio.to_thread(prepare, model, body, owner_of(request))
-            generation = engine.submit(prepared.job.requests)
+            generation = model.engine.submit(prepared.job.requests)
             try:
                 await while_client_stays(request.receive, generation.accepted())
                 if prepared.request.stream:

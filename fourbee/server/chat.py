@@ -26,7 +26,6 @@ from fourbee.server.answers import (
 )
 from fourbee.server.body import parse_request
 from fourbee.server.chat_messages import template_messages, template_tools
-from fourbee.server.engine_thread import Generation
 from fourbee.server.generation import (
     Answer,
     Job,
@@ -38,6 +37,7 @@ from fourbee.server.generation import (
     sampling_params,
 )
 from fourbee.server.logprobs import chat_logprobs
+from fourbee.server.request_events import Generation
 from fourbee.server.served_model import ServedModel
 from fourbee.server.streaming import DONE, event_frame
 from fourbee.server.wire import ChatRequest

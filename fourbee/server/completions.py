@@ -17,7 +17,6 @@ from fourbee.engine.text_stream import TextDelta
 from fourbee.foundation.errors import UsageError
 from fourbee.server.answers import Completion, CompletionChoice
 from fourbee.server.body import parse_request
-from fourbee.server.engine_thread import Generation
 from fourbee.server.errors import shown
 from fourbee.server.generation import (
     MAX_ANSWERS,
@@ -31,6 +30,7 @@ from fourbee.server.generation import (
     sampling_params,
 )
 from fourbee.server.logprobs import PlacedToken, completion_logprobs
+from fourbee.server.request_events import Generation
 from fourbee.server.served_model import ServedModel
 from fourbee.server.streaming import DONE, event_frame
 from fourbee.server.wire import CompletionRequest

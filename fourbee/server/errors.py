@@ -81,9 +81,21 @@ def model_loading(model: str) -> ApiError:
 
 
 def engine_failed() -> ApiError:
-    """503 for requests after the engine's end."""
+    """503 when the engine has been given up."""
     message = "the engine has failed and serves no more requests; restart the server"
     return ApiError(503, message, "server_error", "engine_failed")
+
+
+def engine_restarting() -> ApiError:
+    """503 for requests that come while there is no engine process."""
+    message = "the engine is being started again; try again in a moment"
+    return ApiError(503, message, "server_error", "engine_restarting", headers=RETRY_SOON)
+
+
+def engine_ended() -> ApiError:
+    """503 for requests whose engine process has ended."""
+    message = "the engine ended while it worked on this and is started again; try again in a moment"
+    return ApiError(503, message, "server_error", "engine_ended", headers=RETRY_SOON)
 
 
 def shutting_down() -> ApiError:

@@ -23,8 +23,8 @@ from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.text_stream import TextDelta, TextStream
 from fourbee.foundation.errors import UsageError
 from fourbee.server.answers import Finish, PromptTokensDetails, Usage
-from fourbee.server.engine_thread import Generation
 from fourbee.server.errors import context_length_exceeded, internal_error, model_not_found, shown
+from fourbee.server.request_events import Generation
 from fourbee.server.served_model import ServedModel
 from fourbee.server.wire import GenerationRequest
 from fourbee.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -21,12 +21,18 @@ from typing import TypeVar
 import uvicorn
 from starlette.types import ASGIApp
 
+from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.errors import UsageError
-from fourbee.model.checkpoint_files import Progress
+from fourbee.foundation.runtime import return_freed_memory
 from fourbee.model.hub import EMBEDDED, resolve_model
 from fourbee.server.app import create_app
 from fourbee.server.auth import check_binding
-from fourbee.server.served_model import ServedModel, Serving
+from fourbee.server.engine_client import EngineClient
+from fourbee.server.engine_link import Spawn, spawn_process
+from fourbee.server.engine_messages import ModelSettings
+from fourbee.server.served_model import ChatEncoder, ServedModel, Serving
+from fourbee.text.chat_format import ChatFormat
+from fourbee.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +46,17 @@ CLOSE_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(ModelSettings):
     """What `fourbee serve` can be told."""
 
-    # A checkpoint folder, a GGUF file or the id of a pulled model; None = fourbee-mini.
-    model: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: tuple[str, ...] = ()
-    # As in `LLM.load`.
-    device: str = "auto"
-    dtype: str = "auto"
-    backend: str = "auto"
-    quantize: str = "none"
-    kv_type: str = "auto"
+
+    @property
+    def of_model(self) -> ModelSettings:
+        """What the engine is told of it."""
+        return ModelSettings(**{one.name: getattr(self, one.name) for one in fields(ModelSettings)})
 
     @property
     def model_name(self) -> str:
@@ -72,50 +75,33 @@ class ServeSettings:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-Load = Callable[[ServeSettings], ServedModel]
+@dataclass(frozen=True)
+class ModelText:
+    """What the API process needs of a model: everything but the weights."""
+
+    tokenizer: Tokenizer
+    chat_format: ChatEncoder | None
+    defaults: SamplingDefaults
 
 
-def load_model(settings: ServeSettings) -> ServedModel:
-    """The model of the settings, ready to run. Raises FourbeeError."""
-    from fourbee.engine.llm import LLM
-
-    path = resolve_model(settings.model)
-    llm = LLM.load(
-        path,
-        device=settings.device,
-        dtype=settings.dtype,
-        backend=settings.backend,
-        quantize=settings.quantize,
-        kv_type=settings.kv_type,
-        progress=_quarters(),
-    )
-    return ServedModel(
-        name=settings.model_name,
-        engine=llm.engine,
-        tokenizer=llm.tokenizer,
-        chat_format=llm.chat_format if llm.tokenizer.chat_template is not None else None,
-        defaults=llm.defaults,
-        max_context=llm.engine.context_length,
-        parameters=llm.num_parameters,
-        embedded=settings.model_name == EMBEDDED,
-    )
+LoadText = Callable[[ServeSettings], ModelText]
 
 
-def _quarters() -> Progress:
-    """A line in the log for each quarter of what is packed."""
-    told = 0
+def load_text(settings: ServeSettings) -> ModelText:
+    """The text side of the settings' model. FourbeeError, also where the weights are damaged."""
+    from fourbee.engine.checkpoint import open_checkpoint
 
-    def tell(_: str, done: int, total: int) -> None:
-        nonlocal told
-        if 4 * done // total > told:
-            told = 4 * done // total
-            logger.info("packed %d%%", 25 * told)
-
-    return tell
+    files = open_checkpoint(resolve_model(settings.model))
+    files.check()
+    tokenizer = files.tokenizer
+    chat_format = ChatFormat(tokenizer) if tokenizer.chat_template is not None else None
+    return ModelText(tokenizer, chat_format, files.defaults)
 
 
-def serve(settings: ServeSettings, load: Load = load_model) -> None:
-    """Serve until SIGINT or SIGTERM, then return.
+def serve(
+    settings: ServeSettings, spawn: Spawn = spawn_process, load_text: LoadText = load_text
+) -> None:
+    """Serve until SIGINT or SIGTERM, then return. `spawn` starts the engine's process.
 
     Listens first and loads then, so that clients can wait on /health. Tells its steps on stderr.
     Raises FourbeeError with one clear line when the address cannot be used or the model not loaded.
@@ -124,7 +110,7 @@ def serve(settings: ServeSettings, load: Load = load_model) -> None:
     listener = listen(settings.host, settings.port)
     settings = replace(settings, port=listener.getsockname()[1])
     with listener, _steps_on_stderr():
-        asyncio.run(_serve(settings, listener, load))
+        asyncio.run(_serve(settings, listener, spawn, load_text))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -212,35 +198,57 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(settings: ServeSettings, listener: socket.socket, load: Load) -> None:
-    serving = Serving(settings.model_name)
+async def _serve(
+    settings: ServeSettings, listener: socket.socket, spawn: Spawn, load_text: LoadText
+) -> None:
+    engine = EngineClient(spawn, settings.of_model)
+    serving = Serving(settings.model_name, engine)
     app = create_app(serving, settings.host, settings.api_keys)
     server = http_server(app, serving)
-    loading = asyncio.create_task(_load(settings, load, serving, server))
+    loading = asyncio.create_task(_load(settings, engine, load_text, serving, server))
     await server.serve(sockets=[listener])
-    if loading.done():
-        loading.result()
-    else:
+    # The engine has been stopped, and the loading of the text is not waited for.
+    if not loading.done():
         loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    if not loading.cancelled():
+        loading.result()
 
 
 async def _load(
-    settings: ServeSettings, load: Load, serving: Serving, server: uvicorn.Server
+    settings: ServeSettings,
+    engine: EngineClient,
+    load_text: LoadText,
+    serving: Serving,
+    server: uvicorn.Server,
 ) -> None:
     """Load in the background; a model that cannot be loaded ends the server."""
     logger.info("loading %s ...", settings.model_name)
     began = time.monotonic()
     try:
-        model = await _in_daemon_thread(lambda: load(settings))
+        text, is_wanted = await asyncio.gather(
+            _in_daemon_thread(lambda: load_text(settings)), engine.start()
+        )
+        if not is_wanted:
+            return
     except BaseException:
         server.should_exit = True
         raise
+    model = ServedModel(
+        name=settings.model_name,
+        engine=engine,
+        tokenizer=text.tokenizer,
+        chat_format=text.chat_format,
+        defaults=text.defaults,
+        embedded=settings.model_name == EMBEDDED,
+    )
+    return_freed_memory()
     serving.attach(model)
     logger.info(
         "loaded in %.1f s: %.1f million parameters, context of %d tokens",
         time.monotonic() - began,
-        model.parameters / 1e6,
-        model.max_context,
+        engine.loaded.parameters / 1e6,
+        engine.loaded.max_context,
     )
     logger.info("ready: %s (chat page; the API is at /v1)", settings.url)
 

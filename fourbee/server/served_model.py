@@ -10,8 +10,8 @@ from typing import Protocol
 from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.memory import memory_bytes
 from fourbee.server.answers import Fit, ModelDetails, ModelEntry, SamplingAdvice
-from fourbee.server.engine_thread import EngineLike, EngineThread
-from fourbee.server.errors import ApiError, model_loading, shutting_down
+from fourbee.server.engine_client import EngineClient
+from fourbee.server.errors import model_loading, shutting_down
 from fourbee.text.chat_format import Message, Tool
 from fourbee.text.tokenizer import Tokenizer
 
@@ -37,25 +37,28 @@ class ChatEncoder(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A loaded model."""
+    """A loaded model: its engine, and what else the routes need, without its weights."""
 
     name: str
-    engine: EngineLike
+    engine: EngineClient
     tokenizer: Tokenizer
     # None where the checkpoint has no chat template.
     chat_format: ChatEncoder | None
     defaults: SamplingDefaults
-    max_context: int
-    parameters: int
     embedded: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of a request, answer included."""
+        return self.engine.loaded.max_context
 
     def entry(self) -> ModelEntry:
         """How /v1/models shows it."""
         memory = memory_bytes()
         details = ModelDetails(
             embedded=self.embedded,
-            parameters=self.parameters,
+            parameters=self.engine.loaded.parameters,
             max_context=self.max_context,
             defaults=SamplingAdvice(
                 temperature=self.defaults.temperature,
@@ -74,27 +77,25 @@ class ServedModel:
 class Serving:
     """From the first request to the last: loading, ready, stopped. Lives on the event loop."""
 
-    def __init__(self, name: str) -> None:
-        """`name` is what is being loaded, for people who ask too early."""
+    def __init__(self, name: str, engine: EngineClient) -> None:
+        """`name` is what `engine` is loading, for people who ask too early."""
         self.name = name
+        self._engine = engine
         self._model: ServedModel | None = None
-        self._thread: EngineThread | None = None
         self._stopped = False
 
     @property
     def status(self) -> str:
-        """`loading`, `ok`, `failed` or `stopping`, as /health says it."""
+        """`loading`, `ok`, `restarting`, `failed` or `stopping`, as /health says it."""
         if self._stopped:
             return "stopping"
-        if self._thread is None:
+        if self._model is None:
             return "loading"
-        return "failed" if self._thread.state == "failed" else "ok"
+        return "ok" if self._engine.state == "running" else self._engine.state
 
     def attach(self, model: ServedModel) -> None:
         """Begin to serve a loaded model."""
         self._model = model
-        self._thread = EngineThread(model.engine)
-        self._thread.start()
 
     @property
     def model(self) -> ServedModel:
@@ -105,21 +106,10 @@ class Serving:
             raise model_loading(self.name)
         return self._model
 
-    @property
-    def engine(self) -> EngineThread:
-        """The model's engine; ApiError as `model`."""
-        if self._thread is None or self._stopped:
-            raise self._unavailable()
-        return self._thread
-
     async def stop(self, grace: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Take no more requests, give the living ones `grace` seconds, end the engine.
 
         `hurry` is asked meanwhile: no more waiting when it says so.
         """
         self._stopped = True
-        if self._thread is not None:
-            await self._thread.stop(grace, hurry)
-
-    def _unavailable(self) -> ApiError:
-        return shutting_down() if self._stopped else model_loading(self.name)
+        await self._engine.stop(grace, hurry)

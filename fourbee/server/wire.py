@@ -89,7 +89,8 @@ class GenerationRequest(Wire):
 
     attention: ModeName | None = Field(
         None,
-        description='"dense", "dual-chunk" (beyond the trained length) or "streaming" (a window)',
+        description='"dense", "dual-chunk" (beyond the trained length), "sparse" (prompts read '
+        'faster) or "streaming" (a window)',
     )
 
     # Without effect on the answer.

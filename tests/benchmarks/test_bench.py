@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourbee.benchmarks import report
+import fourbee
+from fourbee.benchmarks import report, worker
 from fourbee.benchmarks.peer_llama import deepened
 from fourbee.benchmarks.report import table
 from fourbee.benchmarks.roofline import Limits, best, share_of_limit
 from fourbee.benchmarks.shapes import SHAPES, random_model, weight_bytes
 from fourbee.benchmarks.work import Rate, Work, measure, running
 from fourbee.cli import bench, run
-from fourbee.foundation.errors import FourbeeError, UsageError
+from fourbee.foundation.errors import CapacityError, FourbeeError, UsageError
 
 WORKER = [sys.executable, "-m", "fourbee.benchmarks.worker", "--shape", "tiny", "--threads", "1"]
 
@@ -27,9 +28,13 @@ def test_works_are_parsed_and_named() -> None:
     assert Work.parse("prefill:1024").name == "prefill 1024"
     assert Work.parse("decode:8") == Work("decode", 16, 16, 8)
     assert Work.parse("decode:1@4096").name == "decode, batch 1, depth 4096"
-    for wrong in ("decode", "decode:0", "prefill:x", "sleep:3", "decode:1@-1"):
+    for wrong in ("decode", "decode:0", "prefill:x", "sleep:3", "decode:1@-1", "decode:²"):
         with pytest.raises(UsageError, match="expected prefill:TOKENS"):
             Work.parse(wrong)
+    assert Work.parse("prefill:1024@261120").positions == 262_144
+    for large in ("prefill:1025@261120", "decode:1025", "decode:1@262129", "prefill:9" + "9" * 14):
+        with pytest.raises(UsageError, match="at most 262,144 tokens with the depth, and a"):
+            Work.parse(large)
 
 
 def test_random_weights_are_finite_work_of_the_true_size() -> None:
@@ -40,6 +45,18 @@ def test_random_weights_are_finite_work_of_the_true_size() -> None:
     # A layer's rows have a float32 base each.
     bits = layers * a_layer * 4.25 + rows * 32 + 151_936 * hidden * 8.25
     assert weight_bytes(weights) == bits / 8
+
+
+def test_random_weights_that_are_not_packed_are_bfloat16_of_an_even_size() -> None:
+    weights, ops = random_model("tiny", "none", 1)
+    layers, hidden, inner, heads, kv_heads, _ = SHAPES["tiny"]
+    a_layer = 2 * hidden * 128 * (heads + kv_heads) + 3 * hidden * inner
+    assert weight_bytes(weights) == 2 * (layers * a_layer + 151_936 * hidden)
+    assert ops.kv_kind == "bf16"
+    for one in (weights.blocks[0].gate, weights.blocks[1].down):
+        values = ops.to_numpy(one.weight).astype(np.float32)
+        assert np.isfinite(values).all() and np.unique(values).size > 200
+        assert 0.7 < np.sqrt((values**2).mean() * values.shape[1]) < 1.4  # rows keep their size
 
 
 def test_the_worker_does_works_at_a_depth_and_in_a_batch() -> None:
@@ -55,6 +72,43 @@ def test_a_system_that_ends_is_told() -> None:
     told = pytest.raises(FourbeeError, match="gone ended with code 3 at: start")
     with told, running({"gone": command}):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--model", "no/such"], 2, "no/such"),
+        (["--model", str(Path(__file__).parent)], 3, "config.json"),
+        (["--shape", "tiny", "--threads", "100000"], 2, "threads"),
+    ],
+)
+def test_what_the_worker_refuses_is_one_line(capfd, words, code, told) -> None:
+    assert run(["bench", "offline", *words, "--work", "decode:1"]) == code
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fourbee: ") and told in lines[0]
+
+
+def test_an_instruction_set_that_is_not_here_is_one_line(capfd, monkeypatch) -> None:
+    monkeypatch.setenv("FOURBEE_ISA", "nonsense")
+    assert run(["bench", "offline", "--shape", "tiny", "--work", "decode:1"]) == 2
+    assert capfd.readouterr().err.startswith("fourbee: FOURBEE_ISA = 'nonsense': this machine runs")
+
+
+def test_works_that_a_model_or_memory_cannot_hold_are_refused_with_numbers(monkeypatch) -> None:
+    free = [10**9]
+    monkeypatch.setattr(worker, "available_bytes", lambda: free[0])
+    tiny = worker.Bench(*random_model("tiny", "int4", 1))
+    # 1,563 pages a sequence, of two layers and heads: 64 keys and values of 132 bytes each.
+    numbers = r"depth 100000: 108\.2 GB of keys and values; memory has 1\.0 GB free"
+    with pytest.raises(CapacityError, match=numbers):
+        tiny.seconds(Work("decode", 16, 100_000, 1024))
+    assert tiny.seconds(Work("decode", 1, 64, 2)) > 0
+    free[0] = 0
+    with pytest.raises(CapacityError):
+        tiny.seconds(Work("decode", 1, 64, 2))
+    mini = worker.Bench(*worker.loaded_model(None, "none", 1))
+    with pytest.raises(UsageError, match=r"prefill 100000: 100,000 positions; the model has \d,"):
+        mini.seconds(Work("prefill", 100_000))
 
 
 def test_shares_of_the_limit() -> None:
@@ -107,6 +161,15 @@ def test_offline_writes_one_document(tmp_path, capsys) -> None:
     assert "| prefill 64 |" in (tmp_path / "offline-tiny.md").read_text()
 
 
+def test_a_model_is_named_by_its_last_part_alone(tmp_path, capsys) -> None:
+    folder = str(Path(fourbee.__file__).parent / "models" / "fourbee-mini")
+    words = ["bench", "offline", "--model", folder, "--work", "decode:1", "--rounds", "1"]
+    assert run([*words, "--threads", "1", "--output", str(tmp_path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["model"] == folder and document["quantize"] == "none"
+    assert json.loads((tmp_path / "offline-fourbee-mini.json").read_text()) == document
+
+
 def test_what_was_measured_before_a_system_ended_is_told(tmp_path, capsys, monkeypatch) -> None:
     def measured(systems, work: Work, *_) -> dict[str, Rate]:
         if work.batch == 2:
@@ -137,6 +200,14 @@ def test_bad_words_get_one_line(capsys) -> None:
     assert "shape = '5B': expected one of 0.6B" in capsys.readouterr().err.replace("\n", " ")
     assert run(["bench", "offline", "--shape", "tiny", "--work", "walk:3"]) == 2
     assert "work = 'walk:3': expected prefill" in capsys.readouterr().err.replace("\n", " ")
+    assert run(["bench", "offline", "--shape", "tiny", "--model", "fourbee-mini"]) == 2
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "--model fourbee-mini and --shape tiny: expected one of them" in told
+    for command in ("offline", "peers", "outside"):
+        assert run(["bench", command, "--shape", "tiny", "--threads", "0"]) == 2
+        assert "--threads 0: input should be greater than or" in capsys.readouterr().err
+    assert run(["bench", "outside", "--shape", "tiny", "--batch", "1025"]) == 2
+    assert "1025: input should be less than or equal to 1024" in capsys.readouterr().err
     assert run(["bench", "peers", "--peers-python", "/bin/false"]) == 2
     assert "has no llama_cpp and no openvino" in capsys.readouterr().err.replace("\n", " ")
 

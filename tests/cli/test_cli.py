@@ -102,8 +102,8 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
         "train", "train tokenizer", "train pretrain", "train sft",
         "data", "data generate", "data blind",
-        "bench", "bench offline", "bench outside", "bench peers", "bench quality",
-        "bench roofline", "bench start",
+        "bench", "bench lasting", "bench needle", "bench offline", "bench outside", "bench peers",
+        "bench quality", "bench roofline", "bench start", "bench streaming",
         "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 

@@ -44,11 +44,11 @@ TEMPLATE = (
 )
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, config: Qwen3Config = TINY) -> Path:
     """A checkpoint of a few thousand weights with a tokenizer and a chat template of its own."""
     backend = train_bpe(SENTENCES * 4, 400, guaranteed="我你")
     save_tokenizer(folder, backend, TEMPLATE, context_length=CONTEXT)
-    config = replace(TINY, vocab_size=backend.get_vocab_size())
+    config = replace(config, vocab_size=backend.get_vocab_size())
     (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2))
     save_file(random_tensors(config, normal_float32), folder / "model.safetensors")
     return folder

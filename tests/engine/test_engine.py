@@ -450,5 +450,5 @@ def test_what_an_attention_cannot_hold_is_refused_with_the_numbers(weights, ops,
     assert "context is 192" in error_of(engine.add, beyond)[0]
     other = dataclasses.replace(long, attention="sideways")
     assert error_of(engine.add, other) == (
-        "attention = 'sideways': expected one of dense, dual-chunk, streaming", "attention",
+        "attention = 'sideways': expected one of dense, dual-chunk, sparse, streaming", "attention",
     )  # fmt: skip

@@ -90,6 +90,18 @@ def test_attention_with_outlier_channels_of_the_keys(rng, kind, keys) -> None:
     assert found < TOLERANCES[kind]
 
 
+@pytest.mark.parametrize("nats", [80, 84, 86, 88, 400])
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_attention_to_one_key_alone(rng, kind, nats) -> None:
+    # All keys but the first are so many nats below it, on pages of their own too: e^-87 times a
+    # value's scale is a number that 127 cannot be divided by.
+    query, key = np.zeros((ROWS, SIZE), np.float32), np.zeros((512, SIZE), np.float32)
+    query[:, 0], key[0, 0] = nats, np.sqrt(SIZE)
+    found = error(kind, query, key, numbers(rng, 512, SIZE))
+    print(f"{kind}, {nats} nats: {found:.4f}")
+    assert found < TOLERANCES[kind]
+
+
 def test_smoothing_keeps_the_scores(rng) -> None:
     query_norm, key_norm = np.abs(numbers(rng, SIZE)), np.abs(numbers(rng, SIZE)) * 10
     key_norm[5] = query_norm[9] = 0

@@ -44,6 +44,9 @@ def two_threads():
     native.set_threads(2)
 
 
+NO_BYTES = np.empty(0, np.uint8)
+
+
 class Sequences:
     """Random sequences, the pages they are written to, and what their rows see."""
 
@@ -77,7 +80,10 @@ class Sequences:
             native.attend(self.pool, 1, query[0], key, value, *step, out)
             return out
         spans = step_spans([self.pattern] * len(chunks), starts, counts, explicit=True)
-        native.attend_spans(self.pool, 1, query, key, value, *step, *spans, self.slopes, out)
+        all_seen = (np.zeros(len(chunks) + 1, np.int64), NO_BYTES)
+        native.attend_spans(
+            self.pool, 1, query, key, value, *step, *spans, self.slopes, *all_seen, out
+        )
         return out
 
     def expected(self) -> np.ndarray:
@@ -152,6 +158,28 @@ def test_int4_shows_what_it_cannot_hold_in_its_own_rows_alone(rng, value) -> Non
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("name", ["causal", "dual-chunk"])
+@pytest.mark.parametrize("what", [1, 2])  # keys, values
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3.39e38])
+def test_what_is_not_finite_reaches_the_rows_that_see_it_alone(
+    rng, kind, name, what, number
+) -> None:
+    several = Sequences(rng, kind, (4, 2, 80), PATTERNS[name], np.empty(0, np.float32))
+    clean = several.attend((0, 0, 600))
+    several.rows[0][what][500, 1, 3] = number  # in the middle of a page
+    whole = several.attend((0, 0, 600))
+    assert np.isfinite(clean).all() and whole[:500].tobytes() == clean[:500].tobytes()
+    assert whole[:, :2].tobytes() == clean[:, :2].tobytes()  # the other head
+    if np.isnan(number) or (what == 2 and (np.isinf(number) or kind == "int4")):
+        seen = several.pattern.spans(0, 600)
+        sees = [any(b <= 500 < e for b, e, _ in seen.ranges[seen.offsets[i] : seen.offsets[i + 1]])
+                for i in range(600)]  # fmt: skip
+        assert np.isnan(whole[sees, 2:]).all() and np.isfinite(whole[np.logical_not(sees)]).all()
+    parts = [several.attend((0, at, n)) for at, n in ((0, 450), (450, 50), (500, 1), (501, 99))]
+    assert np.array_equal(np.concatenate(parts), whole, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
 def test_causal_spans_have_the_bits_of_plain_attention(rng, kind) -> None:
     several = Sequences(rng, kind, (4, 2, 80), Causal(), np.empty(0, np.float32))
     assert several.attend(*WHOLE).tobytes() == several.attend(*WHOLE, plain=True).tobytes()
@@ -179,7 +207,7 @@ def test_wrong_spans_are_refused(rng) -> None:
         native.attend_spans(
             pool, 0, np.stack([rows] * width) if width else np.empty((0, 2, 1, 16), np.float32),
             rows, rows, *step, page, np.array(offsets), np.array(spans).reshape(-1, 3),
-            np.array(slopes, np.float32), np.empty_like(rows),
+            np.array(slopes, np.float32), np.zeros(2, np.int64), NO_BYTES, np.empty_like(rows),
         )  # fmt: skip
 
     attend()
@@ -209,7 +237,7 @@ def test_pages_that_no_span_names_may_be_dropped(rng) -> None:
             pool, 0, rows[None, start : start + count], rows[start : start + count],
             rows[start : start + count], np.array([count]), np.array([start]), np.array([0, 4]),
             np.array(pages), offsets, np.tile(np.array(spans), (count, 1)),
-            np.empty(0, np.float32), out,
+            np.empty(0, np.float32), np.zeros(2, np.int64), NO_BYTES, out,
         )  # fmt: skip
 
     for start in range(199):
@@ -225,3 +253,28 @@ def test_pages_that_no_span_names_may_be_dropped(rng) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match="page"):
             attend(pages, spans, 199, out)
+
+
+def test_wrong_lists_of_pages_are_refused(rng) -> None:
+    pool = native.KvPool(1, 1, 16, "f32", 3)
+    rows = rng.standard_normal((128, 1, 16), np.float32)
+
+    def attend(offsets=(0, 2), seen=(0b011, 0b111), start=64, count=128, spans=()) -> bytes:
+        x, out = rows[:count], np.zeros((count, 1, 16), np.float32)
+        native.attend_spans(
+            pool, 0, x[None], x, x, np.array([count]), np.array([start]), np.array([0, 3]),
+            np.arange(3), np.arange(count + 1) if spans else np.zeros(count + 1, np.int64),
+            np.array(spans, np.int64).reshape(-1, 3), np.empty(0, np.float32), np.array(offsets),
+            np.array(seen, np.uint8), out,
+        )  # fmt: skip
+        return out.tobytes()
+
+    assert attend() == attend((0, 0), ())  # all pages up to its own are all pages
+    assert attend() != attend(seen=(0b010, 0b111))
+    for wrong in (
+        {"offsets": (0, 1)}, {"offsets": (0, 3)}, {"offsets": (0,)}, {"offsets": (1, 2)},
+        {"offsets": (2, 0)}, {"seen": (0b001, 0b111)}, {"seen": (0b011, 0b011)}, {"start": 63},
+        {"count": 127}, {"spans": [(0, 65 + row, 0) for row in range(128)]},
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            attend(**wrong)

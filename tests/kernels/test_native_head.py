@@ -153,6 +153,11 @@ def test_minus_infinity_is_a_logit_that_never_wins() -> None:
         assert result.finite[0] and result.token_ids[0] in (17, 3900)
         assert result.top_ids[0, :2].tolist() == [3900, 17]
         np.testing.assert_allclose(result.logsumexp[0], np.log(1 + np.e), rtol=1e-6)
+        # Each id once: then the lowest of those without probability, as in NumPy.
+        assert native_result(logits, replace(asked, num_top=20)).top_ids.tolist() == (
+            [[3900, 17, *range(17), 18]]
+        )
+        check_alike(logits, replace(asked, num_top=4000))
     forbidden = request(1, bitmask=np.zeros((1, 125), dtype=np.uint32))
     assert native_result(logits, forbidden).token_ids.tolist() == [0]  # as NumPy's argmax
     nothing = native_result(np.full((1, 9), -np.inf, dtype=np.float32), request(1))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fourbee.kernels.backends import native_built, open_operations
+from fourbee.kernels.numpy_ops import NumpyOperations
 from fourbee.kernels.paged_cache import DROPPED, PagedCache
+from fourbee.kernels.sparse_attention import PageBudget, SparsePrompt, chosen_pages
 from fourbee.model.attention_modes import (
     DenseMode,
     DualChunkMode,
+    SparseMode,
     StreamingMode,
     attention_modes,
 )
@@ -184,6 +189,60 @@ def test_a_million_positions_later_streaming_says_the_same(model) -> None:
             rows.append(np.asarray(ops.to_numpy(hidden)))
         answers.append(np.concatenate(rows)[-64:])
     assert np.abs(answers[0] - answers[1]).max() < 2e-3
+
+
+def test_sparse_with_room_for_all_is_dense(model) -> None:
+    mode = SparseMode(1000, PageBudget(share=1.0)).for_prompt(161)
+    found = with_mode(model, mode, [64, 64, 33])
+    assert np.allclose(found, with_mode(model, DenseMode(1000), [100, 61]), atol=1e-5)
+
+
+def test_sparse_rows_see_the_pages_that_were_chosen(model) -> None:
+    """Against the definition, with the choice of the first layer and of a model of one."""
+    ops, weights = model
+    one = replace(weights, config=replace(CONFIG, num_hidden_layers=1), blocks=weights.blocks[:1])
+    budget = PageBudget(share=0.3, least=3, recent=2)
+    chosen: list[np.ndarray] = []
+
+    class Noted(SparsePrompt):
+        def seen_pages(self, *args):
+            chosen.append(super().seen_pages(*args))
+            return chosen[-1]
+
+    prompt = Noted(budget, 640)
+    cache = PagedCache(ops.new_pool(1, 2, 64, 11), list(range(11)))
+    found = []
+    for start in range(0, 640, 128):
+        attention = ops.cached_attention([(cache, 128)], [prompt])
+        ids, positions = IDS[start : start + 128], np.arange(start, start + 128)
+        found.append(np.asarray(ops.to_numpy(forward(one, ids, positions, attention, ops).final)))
+    seen = np.zeros((10, 10), bool)
+    for block, pages in enumerate(chosen):
+        seen[2 * block : 2 * block + 2, : pages.shape[1]] = pages
+    assert (seen.sum(1) == np.minimum(np.arange(10) + 1, [3] * 10)).all()
+    assert seen[:, 0].all() and seen.diagonal().all() and seen.diagonal(-1).all()
+    wanted = by_definition((ops, one), 640, lambda i, j: i - j, lambda i, j: seen[i // 64, j // 64])
+    assert np.allclose(np.concatenate(found), wanted, atol=2e-4)
+
+
+def test_sparse_bits_do_not_depend_on_the_chunks(model) -> None:
+    budget = PageBudget(share=0.3, least=3, recent=2)
+    texts = [
+        with_mode(model, SparseMode(1000, budget).for_prompt(650), counts)
+        for counts in ([64] * 10 + [10], [640, 10], [128, 384, 128, 3, 7])
+    ]
+    if isinstance(model[0], NumpyOperations) and type(model[0]) is not NumpyOperations:
+        assert texts[0].tobytes() == texts[1].tobytes() == texts[2].tobytes()
+    assert np.allclose(texts[0], texts[1], atol=1e-4)
+
+
+def test_the_page_that_a_head_looks_for_is_chosen() -> None:
+    random = np.random.default_rng(0)
+    means = random.normal(size=(1000, 2, 64)).astype(np.float32)
+    query = random.normal(size=(64, 4, 64)).astype(np.float32)
+    query[16:32, 3] = 4 * means[321, 1]  # a quarter of the rows of one head
+    seen = chosen_pages(query, means, 999, PageBudget(share=0.05, least=32))
+    assert seen.sum() == 50 and seen[0, [0, 321, 996, 997, 998, 999]].all()
 
 
 def test_modes_fit_the_model_and_the_memory() -> None:

@@ -146,7 +146,8 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     assert refusal(UsageError, "old.gguf").endswith("exists; expected the name of a new file")
     assert (out / "old.gguf").read_bytes() == b"precious"
     monkeypatch.setattr(hub, "SPARE_BYTES", 1 << 60)
-    assert "free on this disk" in refusal(CapacityError, "m.gguf")
+    told = "GB free on this disk, of which 1152921504.61 GB are to stay free"
+    assert told in refusal(CapacityError, "m.gguf")
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path) -> None:

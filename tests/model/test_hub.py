@@ -298,7 +298,8 @@ def test_a_full_disk_is_seen_before_the_download(hub, monkeypatch, home) -> None
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 20_000, 20_000))
     assert message(pull, "owner/name") == (
         "model 'owner/name': 0.00 GB to download, 0.00 GB free in "
-        f"{home / 'models'}; free some, or set FOURBEE_HOME to another disk"
+        f"{home / 'models'}, of which 0.10 GB are to stay free; free some, or "
+        "set FOURBEE_HOME to another disk"
     )
     assert hub.downloads() == []
 

@@ -75,6 +75,15 @@ def test_it_is_made_once_and_anew_when_its_source_changes(home, source, told) ->
     assert packed_folder(other, INT4) != first
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("Qwen3-0.6B", "Qwen3-0.6B"), ("m" * 250, "m" * 80), ("模型" * 42, "模型" * 13)],
+)
+def test_it_has_the_name_of_its_source(home, source, name, label) -> None:
+    source = source.rename(source.with_name(name))
+    assert packed_folder(source, INT4).name.rpartition("-int4c-")[0] == label
+
+
 def test_a_newer_packer_makes_it_anew(home, source, monkeypatch) -> None:
     inode = made(packed_folder(source, INT4))
     monkeypatch.setattr(packed_cache, "PACKER", packed.PACKER + 1)
@@ -121,7 +130,7 @@ def test_without_room_or_rights_it_is_one_warning_and_nothing_is_left(
     assert packed_folder(source, INT4) is None
     assert len(lines := [line for line in told() if line.startswith("WARNING")]) == 1
     assert lines[0].startswith("WARNING the packed model is not kept for later starts: ")
-    assert lines[0].endswith("GB free on this disk")
+    assert lines[0].endswith("GB free on this disk, of which 1000000000.00 GB are to stay free")
     monkeypatch.setattr(hub, "SPARE_BYTES", 0)
 
     def full(*_: object) -> None:

@@ -119,7 +119,7 @@ def test_what_ends_it_leaves_nothing(tmp_path, source, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         quantize_model(source, target, INT4, interrupt)
     monkeypatch.setattr(hub, "SPARE_BYTES", 10**18)
-    with pytest.raises(CapacityError, match="GB free on this disk"):
+    with pytest.raises(CapacityError, match="free on this disk, of which 1000000000"):
         quantize_model(source, target, INT4)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     expected = f"{source}: exists; expected a new or an empty folder"

@@ -1,12 +1,18 @@
-"""A model that says what it is told to, an engine that obeys the contract, and a live server."""
+"""A model that says what it is told to, an engine that obeys the contract, and a live server.
+
+The engine runs in a thread here, behind the same frames and the same client as in its process.
+"""
 
 import asyncio
 import itertools
+import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fourbee.engine.request import (
     Event,
@@ -19,6 +25,10 @@ from fourbee.engine.request import (
 from fourbee.engine.sampling import SamplingDefaults
 from fourbee.foundation.errors import CapacityError
 from fourbee.server.app import create_app
+from fourbee.server.engine_client import EngineClient
+from fourbee.server.engine_link import Spawn
+from fourbee.server.engine_loop import EngineLoop, LoadedModel, LoadModel
+from fourbee.server.engine_messages import ModelSettings
 from fourbee.server.serve import http_server, listen
 from fourbee.server.served_model import ServedModel, Serving
 from fourbee.text.bpe import train_bpe
@@ -38,6 +48,7 @@ CHATML = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 CONTEXT = 512
+DEFAULTS = SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8)
 
 
 def make_tokenizer() -> Tokenizer:
@@ -50,8 +61,8 @@ def make_tokenizer() -> Tokenizer:
 class FakeEngine:
     """Says what follows "say " in the prompt; "say forever" never ends, "say seed" tells its seed.
 
-    `running` can be cleared to hold every step back. `crash`: an exception that the next step
-    raises. `broken`: the next step ends its requests with this error.
+    `running` can be cleared to hold every step back. `crash`: an exception that steps raise, after
+    which nothing is left of the requests. `broken`: steps end their requests with this error.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -100,6 +111,7 @@ class FakeEngine:
         time.sleep(self.step_seconds)
         self.steps += 1
         if self.crash is not None:
+            self._requests.clear()
             raise self.crash
         events, self._ended = self._ended, []
         for request in list(self._requests.values()):
@@ -146,26 +158,82 @@ class FakeEngine:
         return ScoredToken(token_id, -0.25, top)
 
 
-def make_model(tokenizer: Tokenizer, **changes) -> ServedModel:
+@dataclass(frozen=True)
+class FakeModel:
+    """What a server is to serve."""
+
+    engine: FakeEngine | None  # None = in a process
+    tokenizer: Tokenizer
+    chat_format: Any
+    name: str = "tiny"
+    defaults: SamplingDefaults = DEFAULTS
+    max_context: int = CONTEXT
+    parameters: int = 12_345
+    embedded: bool = True
+    created: int = 1_700_000_000
+
+    def load(self, settings: ModelSettings) -> LoadedModel:
+        return LoadedModel(self.engine, self.parameters, self.max_context)
+
+    def served(self, engine: EngineClient) -> ServedModel:
+        return ServedModel(
+            self.name, engine, self.tokenizer, self.chat_format, self.defaults, self.embedded,
+            self.created,
+        )  # fmt: skip
+
+
+def make_model(tokenizer: Tokenizer, **changes) -> FakeModel:
     values = {
-        "name": "tiny",
         "engine": FakeEngine(tokenizer),
         "tokenizer": tokenizer,
         "chat_format": ChatFormat(tokenizer),
-        "defaults": SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8),
-        "max_context": CONTEXT,
-        "parameters": 12_345,
-        "embedded": True,
-        "created": 1_700_000_000,
     }
-    return ServedModel(**(values | changes))
+    return FakeModel(**(values | changes))
+
+
+class ThreadWorker:
+    """What runs in an engine's process, in a thread of this one."""
+
+    def __init__(self, load: LoadModel) -> None:
+        self.connection, self._theirs = socket.socketpair()
+        self._loop = EngineLoop(self._theirs, load, orphaned=self._theirs.close)
+        self._code: int | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        code = 0
+        try:
+            self._loop.run()
+        except Exception:
+            logging.getLogger("fourbee").exception("the engine failed")
+            code = 1
+        self.kill()
+        self._code = code
+
+    def poll(self) -> int | None:
+        return self._code
+
+    def kill(self) -> None:
+        try:
+            self._theirs.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
 
 
 class LiveServer:
     """The real HTTP server on a free port, in a thread; `model` None = still loading."""
 
-    def __init__(self, model: ServedModel | None, **options) -> None:
+    def __init__(
+        self,
+        model: FakeModel | None,
+        spawn: Spawn | None = None,
+        settings: ModelSettings | None = None,
+        **options,
+    ) -> None:
         self.model = model
+        self._spawn = spawn or (lambda: ThreadWorker(self.model.load))
+        self._settings = settings or ModelSettings()
         self._options = options
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
@@ -173,26 +241,29 @@ class LiveServer:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.serving = Serving("tiny")
+        self.client = EngineClient(self._spawn, self._settings)
+        self.serving = Serving("tiny", self.client)
         if self.model is not None:
-            self.serving.attach(self.model)
+            await self._attach()
         self._server = http_server(create_app(self.serving, **self._options), self.serving)
         self._started.set()
         await self._server.serve(sockets=[self._listener])
+
+    async def _attach(self) -> None:
+        assert await self.client.start()
+        self.serving.attach(self.model.served(self.client))
 
     @property
     def engine(self) -> FakeEngine:
         return self.model.engine
 
-    def attach(self, model: ServedModel) -> None:
+    def attach(self, model: FakeModel) -> None:
         self.model = model
-        done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (self.serving.attach(model), done.set()))
-        assert done.wait(10)
+        asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result(10)
 
     def begin_stop(self) -> None:
         self._server.should_exit = True

@@ -1,4 +1,7 @@
-"""The server over the real engine and a tiny random checkpoint, loaded as `fourbee serve` does."""
+"""The server over the real engine in its process, loaded as `fourbee serve` loads it.
+
+The checkpoint is tiny and random.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +13,11 @@ import pytest
 from fourbee.model.checkpoint_files import save_weights
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import tensor_shapes, weights_tree
-from fourbee.server.serve import ServeSettings, load_model
+from fourbee.server.engine_link import spawn_process
+from fourbee.server.serve import ServeSettings, load_text
 from fourbee.text.bpe import train_bpe
 
-from .fakes import CHATML, LiveServer, eventually, openai_client
+from .fakes import CHATML, FakeModel, LiveServer, eventually, openai_client
 
 CONTEXT = 160
 
@@ -56,7 +60,12 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3"
     folder.mkdir()
     write_checkpoint(folder)
-    server = LiveServer(load_model(ServeSettings(model=str(folder), device="cpu")))
+    settings = ServeSettings(model=str(folder), device="cpu")
+    text = load_text(settings)
+    model = FakeModel(
+        None, text.tokenizer, text.chat_format, "tiny-qwen3", text.defaults, embedded=False
+    )
+    server = LiveServer(model, spawn_process, settings.of_model)
     yield server
     server.stop()
 
@@ -159,30 +168,30 @@ def test_a_client_that_leaves_frees_the_engine(ask, real):
         model="tiny-qwen3", prompt="say", max_tokens=140, stream=True
     ) as chunks:
         next(iter(chunks))
-    assert eventually(lambda: not real.engine.has_work)
-    assert real.engine.num_running == 0
+    assert eventually(lambda: real.client.num_living == 0)
+    # There is room for as many as before.
+    answers = ask.completions.create(model="tiny-qwen3", prompt=["say"] * 16, max_tokens=4)
+    assert len(answers.choices) == 16
 
 
-def test_a_conversation_goes_on_from_what_was_read(real):
-    client = openai_client(real.url)
+def test_a_conversation_goes_on_from_what_was_read(ask):
     text = "say hello to the world, hello world, the world " * 4
 
-    def ask(prompt: str, **more):
-        answer = client.completions.create(
+    def said_of(prompt: str, **more):
+        answer = ask.completions.create(
             model="tiny-qwen3", prompt=prompt, max_tokens=8, temperature=0, extra_body=more
         )
         return answer.choices[0].text, answer.usage.prompt_tokens_details.cached_tokens
 
-    said, cached = ask(text, context_id="mine")
+    said, cached = said_of(text, context_id="mine")
     assert cached == 0
-    again, cached = ask(text + said + " hello", context_id="mine")
+    again, cached = said_of(text + said + " hello", context_id="mine")
     assert cached > 0
     # The same without a context, as all of it is in memory.
-    assert ask(text + said + " hello")[0] == again
+    assert said_of(text + said + " hello")[0] == again
 
 
-def test_context_and_priority_are_checked(real):
-    client = openai_client(real.url)
+def test_context_and_priority_are_checked(ask):
     for wrong, message in (
         ({"context_id": ""}, 'context_id = "": expected a name of 1 to 200 characters'),
         ({"context_id": "x" * 201}, "expected a name of 1 to 200 characters"),
@@ -190,5 +199,5 @@ def test_context_and_priority_are_checked(real):
         ({"context_id": "x", "n": 2}, 'context_id = "x": expected one prompt and n = 1'),
     ):
         with pytest.raises(openai.BadRequestError) as error:
-            client.completions.create(model="tiny-qwen3", prompt="say", extra_body=wrong)
+            ask.completions.create(model="tiny-qwen3", prompt="say", extra_body=wrong)
         assert message in str(error.value)

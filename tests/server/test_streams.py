@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from fourbee.server import engine_thread, streaming
+from fourbee.server import engine_client, request_events, streaming
 
 from .fakes import eventually, make_model, openai_client
 
@@ -82,7 +82,7 @@ def test_when_the_client_leaves_its_requests_end_within_a_step(server, engine, p
     assert engine.steps - steps < 50
     assert sorted(engine.aborted) == sorted(request.id for request in engine.added)
     assert eventually(lambda: not engine.has_work)
-    assert server.serving.engine.num_living == 0
+    assert server.client.num_living == 0
 
 
 def test_closing_the_openai_client_s_stream_ends_the_request(client, engine):
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(
     start, tokenizer, monkeypatch, limit
 ):
     if limit == "tokens":
-        monkeypatch.setattr(engine_thread, "MAX_UNREAD_EVENTS", 200)
+        monkeypatch.setattr(request_events, "MAX_UNREAD_EVENTS", 200)
     else:
         monkeypatch.setattr(streaming, "WRITE_SECONDS", 0.3)
     server = start(make_model(tokenizer, max_context=10**6))
@@ -158,7 +158,7 @@ def test_a_client_that_does_not_read_stalls_nobody_and_is_ended(
             assert eventually(lambda: len(server.engine.aborted) == 1, 20)
             assert other.get("/health").status_code == 200
         assert eventually(lambda: not server.engine.has_work)
-        assert server.serving.engine.num_living == 0
+        assert server.client.num_living == 0
 
 
 def test_an_error_of_the_engine_ends_a_stream_with_an_error_event(http, client, engine):
@@ -181,7 +181,10 @@ def test_an_error_of_the_engine_ends_a_stream_with_an_error_event(http, client, 
     assert whole.json()["error"]["message"].startswith("the model's logits are not finite")
 
 
-def test_a_crash_of_the_engine_is_told_to_everyone_and_to_health(start, tokenizer, caplog):
+def test_a_crash_of_the_engine_is_told_to_everyone_and_to_health_and_mended(
+    start, tokenizer, caplog, monkeypatch
+):
+    monkeypatch.setattr(engine_client, "RESTART_DELAYS", (0.5, 0.0))
     server = start(make_model(tokenizer))
     server.engine.step_seconds = 0.01
     outcomes = []
@@ -200,30 +203,67 @@ def test_a_crash_of_the_engine_is_told_to_everyone_and_to_health(start, tokenize
         assert eventually(lambda: "token" in outcomes)
         server.engine.crash = RuntimeError("secret detail of /home/me")
         thread.join(10)
-        assert outcomes[-1] == "internal_error"
+        server.engine.crash = None
+        assert outcomes[-1] == "engine_ended"
         with pytest.raises(openai.InternalServerError) as caught:
-            client.completions.create(model="tiny", prompt="a")
-    assert caught.value.status_code == 503
-    assert caught.value.body == {
-        "message": "the engine has failed and serves no more requests; restart the server",
-        "type": "server_error",
-        "param": None,
-        "code": "engine_failed",
-    }
-    health = httpx.get(f"{server.url}/health", trust_env=False)
-    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+            client.completions.create(model="tiny", prompt="say hello")
+        assert caught.value.status_code == 503
+        assert caught.value.response.headers["retry-after"] == "1"
+        assert caught.value.body == {
+            "message": "the engine is being started again; try again in a moment",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_restarting",
+        }
+        health = httpx.get(f"{server.url}/health", trust_env=False)
+        assert (health.status_code, health.json()) == (503, {"status": "restarting"})
+        assert client.models.retrieve("tiny").id == "tiny"
+        assert eventually(lambda: server.serving.status == "ok")
+        answer = client.completions.create(model="tiny", prompt="say hello")
+        assert answer.choices[0].text == "hello"
     assert "secret detail" in caplog.text
+    ended = "the engine process ended with exit code 1; it is started again"
+    assert ended in caplog.messages
 
 
-def test_a_crash_is_500_without_detail_for_who_waits_for_a_whole_answer(start, tokenizer):
+def test_an_engine_that_only_crashes_is_given_up(start, tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(engine_client, "RESTART_DELAYS", (0.0, 0.0))
     server = start(make_model(tokenizer))
     server.engine.crash = RuntimeError("secret detail of /home/me")
+    codes = []
+    while server.serving.status != "failed":
+        assert eventually(lambda: server.serving.status in ("ok", "failed"))
+        answer = httpx.post(server.url + RAW, json={"prompt": "a"}, trust_env=False)
+        assert answer.status_code == 503 and "secret" not in answer.text
+        codes.append(answer.json()["error"]["code"])
+    assert codes == ["engine_ended", "engine_ended", "engine_failed"]
     answer = httpx.post(server.url + RAW, json={"prompt": "a"}, trust_env=False)
-    assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == (
-        "the server failed on this request; its log says why"
+    assert (answer.status_code, answer.json()["error"]) == (
+        503,
+        {
+            "message": "the engine has failed and serves no more requests; restart the server",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_failed",
+        },
     )
-    assert "secret" not in answer.text
+    health = httpx.get(f"{server.url}/health", trust_env=False)
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    given_up = "the engine process ended with exit code 1; it has failed 3 times and is given up"
+    assert caplog.messages[-1] == given_up
+
+
+def test_answers_between_crashes_are_new_credit(start, tokenizer, monkeypatch):
+    monkeypatch.setattr(engine_client, "RESTART_DELAYS", (0.0, 0.0))
+    server = start(make_model(tokenizer))
+    for _ in range(4):
+        server.engine.crash = RuntimeError("broken")
+        answer = httpx.post(server.url + RAW, json={"prompt": "a"}, trust_env=False)
+        assert answer.json()["error"]["code"] == "engine_ended"
+        server.engine.crash = None
+        assert eventually(lambda: server.serving.status == "ok")
+        answer = httpx.post(server.url + RAW, json={"prompt": "say hello"}, trust_env=False)
+        assert answer.json()["choices"][0]["text"] == "hello"
 
 
 def test_a_fault_of_our_own_is_500_without_detail(start, tokenizer):

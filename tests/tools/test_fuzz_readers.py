@@ -74,13 +74,13 @@ def test_a_reader_that_dies_hangs_or_takes_memory_is_found(tmp_path, code, words
         f"warm = []\n"
         "def read(path, chance):\n"
         "    warm.append(1)\n"
-        f"    if len(warm) > 3: {code}\n"
+        f"    if len(warm) > 1: {code}\n"
         "fuzz.read = read\n"
         "sys.exit(fuzz.main())\n"
     )
     (tmp_path / "broken.py").write_text(script)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "broken.py"), "--cases", "1", "--only", "packed",
+        [sys.executable, str(tmp_path / "broken.py"), "--cases", "1", "--only", "packed_bf16",
          "--findings", str(tmp_path / "found")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
