@@ -202,7 +202,7 @@ def _sample(setup: Setup) -> _Sample:
             ]
     sample = replace(
         config, num_hidden_layers=count, tie_word_embeddings=True, vocab_size=rows,
-        quantization=None,
+        quantization=None, max_position_embeddings=max(config.max_position_embeddings, 2 * _DEPTH),
     )  # fmt: skip
     return _Sample(sample, taken, rows / config.vocab_size)
 

@@ -77,7 +77,7 @@ def plan(
 
     Memory is exact for weights, keys and values. Times come from timing a few layers of the
     model's widths for some seconds (no download is needed), or from a GPU's data sheet; they are
-    for a machine without other work, and for prompts of which nothing is kept from before.
+    for a machine as busy as it is now, and for prompts of which nothing is kept from before.
 
     fourbee plan --shape 4B --quantize int4 --memory 16GB
 

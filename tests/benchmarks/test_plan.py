@@ -304,6 +304,16 @@ def test_times_are_measured_here(capsys, monkeypatch) -> None:
     assert found["limits"]["read_bytes"] == 5e10 and found["shares_of_the_limits"]
 
 
+@needs_native
+def test_a_model_of_few_positions_is_timed_too(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(pace_module, "ROUNDS", 1)
+    monkeypatch.setattr("fourbee.benchmarks.roofline.limits", lambda: Limits(5e10, 5e11, 2e11))
+    assert run(["plan", "--memory", "2GB", "--threads", "1", "--users", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "fourbee-mini"
+    assert [one["tokens"] for one in found["times"]] == [1024, 2048]
+
+
 def test_only_the_configuration_of_a_folder_is_read(tmp_path, capsys) -> None:
     config = replace(shape_config("0.6B"), max_position_embeddings=40_960)
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
