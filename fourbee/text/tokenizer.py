@@ -176,7 +176,9 @@ def _read_backend(path: Path) -> Backend:
         )
     try:
         return Backend.from_buffer(path.read_bytes())
-    except Exception as error:  # the library raises nothing more precise
+    except BaseException as error:  # the library raises nothing more precise, or it panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelFileError(f"{path}: not a tokenizer: {_one_line(error)}") from error
 
 
