@@ -187,7 +187,7 @@ def _read_json(path: Path) -> Mapping[str, object]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
