@@ -176,7 +176,9 @@ def _read_backend(path: Path) -> Backend:
         )
     try:
         return Backend.from_buffer(path.read_bytes())
-    except Exception as error:  # the library raises nothing more precise
+    except BaseException as error:  # the library raises nothing more precise, or it panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelFileError(f"{path}: not a tokenizer: {_one_line(error)}") from error
 
 
@@ -185,7 +187,7 @@ def _read_json(path: Path) -> Mapping[str, object]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -173,6 +173,13 @@ def test_end_tokens_come_from_the_generation_config_first(checkpoint: Path) -> N
     ("file", "content", "message"),
     [
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer: "),
+        # The prefix is longer than the merge's second part: the library panics.
+        (
+            "tokenizer.json",
+            '{"added_tokens": [], "model": {"type": "BPE", "continuing_subword_prefix": "..", '
+            '"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}',
+            "tokenizer.json: not a tokenizer: ",
+        ),
         ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON: "),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object"),
         (
