@@ -9,7 +9,7 @@ BIN := $(FOURBEE_VENV)/bin
 NICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train serve test test-slow check fix bench docs mini
+.PHONY: help install train serve test test-slow test-long check fix bench docs mini
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,10 +27,13 @@ dev:
 	@$(PYTHON) tools/install.py dev
 
 test: dev ## the tests (a few minutes on 2 cores)
-	@$(BIN)/python tools/run_tests.py -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python tools/run_tests.py -m "not slow and not long and not gpu" $(ARGS)
 
 test-slow: dev ## the proofs that take minutes
 	@$(BIN)/python tools/run_tests.py -m "slow and not gpu" $(ARGS)
+
+test-long: dev ## those that take half an hour, or a machine to themselves
+	@$(BIN)/python tools/run_tests.py -m "long and not gpu" $(ARGS)
 
 check: dev ## format, lint, types, layers, sizes
 	@$(BIN)/ruff format --check .

@@ -388,7 +388,7 @@ def test_the_document_has_no_times_without_a_pace() -> None:
 # ---- against what is measured
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @needs_native
 @pytest.mark.parametrize(("shape", "kv_type"), [("0.6B", "auto"), ("0.6B", "int4"), ("4B", "auto")])
@@ -416,7 +416,7 @@ def test_times_are_predicted_within_a_fifth(monkeypatch, shape: str, kv_type: st
     assert all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @needs_native
 @pytest.mark.parametrize(("shape", "context"), [("0.6B", 4096), ("0.6B", 8192), ("4B", 2048)])
@@ -426,7 +426,7 @@ def test_memory_is_predicted_within_a_tenth(tmp_path, shape: str, context: int) 
     write_packed(folder, shape)
     tokenizer = write_tokenizer(folder)
     command = [sys.executable, "-m", "fourbee", "serve", "--model", str(folder), "--port", "0"]
-    with start._serving(command) as (process, url):
+    with start.serving(command) as (process, url):
         ids = [1000 + index * 7 % 1000 for index in range(context - 8)]
         start._complete(url, shape, ids, 8)
         found = sum(private_share(one) for one in start._family(process.pid))

@@ -97,7 +97,7 @@ def test_needles_are_found_exactly_in_32k(quantize, kv_type) -> None:
 
 
 @needs_native
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kv_type", ["int8", "int4"])
 def test_needles_are_found_exactly_in_all_of_the_context(kv_type) -> None:
