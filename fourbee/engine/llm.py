@@ -270,9 +270,11 @@ def _fitted(
     max_context: int | None,
 ) -> EngineSettings:  # fmt: skip
     """Settings with the context and the pages that this machine's memory holds; told in the log."""
-    setup = Setup(files.config, ops.backend, dtype, quantize, kv_type, files.formats, ops.on_gpu)
-    fitted = kv_pages(setup, max_context=max_context)
-    if fitted.context_length < files.config.max_position_embeddings:
+    memory, config = ops.gpu_bytes, files.config
+    on_gpu = memory is not None
+    setup = Setup(config, ops.backend, dtype, quantize, kv_type, files.formats, on_gpu)
+    fitted = kv_pages(setup, memory, max_context)
+    if fitted.context_length < config.max_position_embeddings:
         logger.info("%s", fitted.sentence)
     return EngineSettings(context_length=fitted.context_length, kv_pages=fitted.pages)
 

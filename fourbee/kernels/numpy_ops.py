@@ -36,8 +36,8 @@ class NumpyOperations:
         return "numpy"
 
     @property
-    def on_gpu(self) -> bool:
-        return False
+    def gpu_bytes(self) -> int | None:
+        return None
 
     @property
     def numerics(self) -> str:

@@ -118,8 +118,8 @@ class Operations(Protocol):
         ...
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether arrays lie in a GPU's memory."""
+    def gpu_bytes(self) -> int | None:
+        """What is free of the GPU's memory that arrays lie in; None on a CPU."""
         ...
 
     @property

@@ -47,8 +47,11 @@ class TorchOperations:
         return "torch"
 
     @property
-    def on_gpu(self) -> bool:
-        return self.device.type != "cpu"
+    def gpu_bytes(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(free)
 
     @property
     def numerics(self) -> str:
