@@ -154,7 +154,7 @@ def _open(folder: Path | None) -> ContextStore:
 
     if folder is not None and not folder.expanduser().exists():
         raise UsageError(f"--context-store {folder}: no such folder", "context_store")
-    return ContextStore(folder or default_folder())
+    return ContextStore(folder or default_folder(), make=folder is None)
 
 
 def _print_table(contexts: list[StoredContext]) -> None:

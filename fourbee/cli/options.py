@@ -56,8 +56,12 @@ ContextStore = Annotated[
     ),
 ]
 ContextStoreSize = Annotated[
-    str, typer.Option(metavar="SIZE", help="At most so much of it; the oldest goes first.")
-]
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="At most so much of it, the oldest goes first. Default: 20GB.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 = always the likeliest token. Default: the model's own."),

@@ -26,6 +26,8 @@ from fourbee.cli.options import (
     Quantize,
 )
 
+LEAST_STORE_BYTES = 100_000_000
+
 
 def serve(
     model: Model = None,
@@ -47,10 +49,9 @@ def serve(
     kv_type: KvType = "auto",
     max_context: MaxContext = "auto",
     context_store: ContextStore = None,
-    context_store_size: ContextStoreSize = "20GB",
+    context_store_size: ContextStoreSize = None,
 ) -> None:
     """Serve a model: a chat page at /, OpenAI's API at /v1."""
-    from fourbee.foundation.sizes import parse_size
     from fourbee.model.hub import resolve_model
     from fourbee.server.serve import ServeSettings
     from fourbee.server.serve import serve as run
@@ -69,12 +70,27 @@ def serve(
             kv_type=kv_type,
             max_context=_tokens(max_context),
             context_store=None if context_store is None else str(context_store.absolute()),
-            context_store_bytes=parse_size(context_store_size, "--context-store-size"),
+            context_store_bytes=_store_bytes(context_store_size, context_store is not None),
             host=host,
             port=port,
             api_keys=tuple(keys),
         )
     )
+
+
+def _store_bytes(text: str | None, is_kept: bool) -> int:
+    """`--context-store-size` in bytes; UsageError for a store that holds nothing."""
+    from fourbee.foundation.errors import UsageError
+    from fourbee.foundation.sizes import parse_size
+
+    if text is not None and not is_kept:
+        raise UsageError("--context-store-size: expected only with --context-store", "size")
+    size = parse_size(text or "20GB", "--context-store-size")
+    if size < LEAST_STORE_BYTES:
+        raise UsageError(
+            f"--context-store-size {text}: expected at least 100MB, some pages of a model", "size"
+        )
+    return size
 
 
 def _tokens(text: str) -> int | None:
@@ -83,9 +99,9 @@ def _tokens(text: str) -> int | None:
 
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) < 10**9):
+    if not (text.isascii() and text.isdigit() and 64 <= int(text[:12]) < 10**9):
         raise UsageError(
-            f"--max-context {text}: expected auto or a number of tokens", "max_context"
+            f"--max-context {text}: expected auto or a number from 64 on", "max_context"
         )
     return int(text)
 

@@ -57,6 +57,11 @@ _SPARE = 20  # of a full store a twentieth is freed at once
 _PRUNED = 100  # files that are removed in one transaction
 _TOLD = (OSError, sqlite3.Error, CapacityError)  # are told in the log and fail no request
 _USES, _USE_SECONDS = 1000, 30.0  # uses are noted together: so many, or after so long
+# A wait for an index that another process holds is a step's time: after one, nothing is tried.
+_PAUSE_SECONDS = 30.0
+# Says that a folder is a store: files of others are never taken for its own.
+_MARKER = "fourbee-contexts"
+_MARKED = "Keys and values of texts, kept by fourbee; see `fourbee contexts --help`.\n"
 
 
 def default_folder() -> Path:
@@ -67,26 +72,41 @@ def default_folder() -> Path:
 class ContextStore:
     """A store in a folder. Its methods may be called from any thread, none after `close`."""
 
-    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
+    def __init__(self, folder: Path, max_bytes: int | None = None, make: bool = True) -> None:
         """Opens or makes it; `max_bytes` bounds its files: the least recently used go first.
 
-        Raises UsageError where the folder cannot be used.
+        Raises UsageError where the folder cannot be used, and where it is no store and holds
+        anything, or is not to be made.
         """
         self.folder = folder.expanduser()
         self._max_bytes = max_bytes
         self._lock = threading.Lock()  # of the index and of what is noted for it
         self._used: dict[bytes, float] = {}
         self._noted = time.monotonic()
+        self._paused_until = 0.0
         self._told: set[tuple[type, int]] = set()
         self._damaged: list[str] = []
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._claim(make)
             self._index = open_index(self.folder, self._reconcile)
         except (OSError, sqlite3.Error) as error:
             reason = "not a folder" if self.folder.is_file() else _reason(error)
             raise UsageError(f"--context-store {folder}: {reason}", "context_store") from None
         with self._telling(), self._transaction() as index:
             self._make_room(index, 0, b"")
+
+    def _claim(self, make: bool) -> None:
+        marker = self.folder / _MARKER
+        if marker.exists():
+            return
+        if not make or any(self.folder.iterdir()):
+            expected = "give a new folder" if make else "`fourbee serve --context-store` makes them"
+            raise UsageError(
+                f"--context-store {self.folder}: no context store; {expected}", "context_store"
+            )
+        with open(marker, "w", encoding="utf-8", opener=_private) as file:
+            file.write(_MARKED)
 
     def get(self, key: bytes, parent: bytes, token_ids: Sequence[int]) -> bytes | None:
         """The page of these tokens after `parent`, verified; None where there is none."""
@@ -233,6 +253,8 @@ class ContextStore:
         return taken
 
     def _write(self, head: FileHead, data: memoryview) -> bool:
+        if time.monotonic() < self._paused_until:
+            return False
         path, size = self.folder / head.name, head.size + data.nbytes
         try:
             refuse_full_disk(path, size)
@@ -250,7 +272,9 @@ class ContextStore:
     def _use(self, key: bytes) -> None:
         with self._lock:
             self._used[key] = time.time()
-            waiting = len(self._used) >= _USES or time.monotonic() - self._noted > _USE_SECONDS
+            now = time.monotonic()
+            waiting = len(self._used) >= _USES or now - self._noted > _USE_SECONDS
+            waiting &= now >= self._paused_until
         if waiting:
             with self._telling(), self._transaction():
                 pass
@@ -304,6 +328,8 @@ class ContextStore:
             self._tell(error)
 
     def _tell(self, error: Exception) -> None:
+        if getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
         kind = (type(error), getattr(error, "errno", None) or 0)
         if kind not in self._told:
             self._told.add(kind)
@@ -315,6 +341,10 @@ class ContextStore:
             yield
         except sqlite3.Error as error:
             raise FourbeeError(f"context store {self.folder}: {error}") from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _reason(error: Exception) -> str:

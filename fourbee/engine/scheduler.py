@@ -149,7 +149,10 @@ class Scheduler:
         """As many of `count` rows more as there are pages for, in this step."""
         before = step.counts.get(sequence, 0)
         start = sequence.computed + before
-        count = _readable(sequence, start, min(count, sequence.uncomputed - before))
+        count = min(count, sequence.uncomputed - before)
+        if sequence.mode.whole_pages and before:
+            return  # whole pages and what follows them are not of one step
+        count = _readable(sequence, start, count)
         if count <= 0:
             return
         there = self._kv.reserve(sequence, start + count)

@@ -8,7 +8,7 @@ from fourbee.engine.kv_cache import KvCache
 from fourbee.engine.request import Request
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import Chunk, EngineSettings, Scheduler
-from fourbee.engine.sequence import DROPPED, Sequence
+from fourbee.engine.sequence import DROPPED, WHOLE, Sequence
 
 PAGE = 4  # tokens of a page in these tests
 
@@ -71,11 +71,33 @@ def next_token(recipe: bytes, token_ids: tuple[int, ...], seed: int) -> int:
     return hash((recipe, token_ids, seed)) % 3
 
 
-def text_of(request: Request, answer: int, seed: int) -> list[int]:
+def text_of(request: Request, answer: int, seed: int, recipe: bytes = b"/_Whole") -> list[int]:
     tokens = list(request.prompt_ids)
     for _ in range(answer):
-        tokens.append(next_token(request.namespace.encode(), tuple(tokens), seed))
+        tokens.append(next_token(recipe, tuple(tokens), seed))
     return tokens
+
+
+class WholePages:
+    """As sparse prompts are read."""
+
+    shares = False
+    held = None
+    whole_pages = True
+
+    def droppable(self, computed: int) -> range:
+        return range(0)
+
+
+class Window:
+    """As streaming is: the first page and the last five positions."""
+
+    shares = False
+    held = 5 + 2 * PAGE
+    whole_pages = False
+
+    def droppable(self, computed: int) -> range:
+        return range(1, max(1, (computed + 1 - 5) // PAGE))
 
 
 class FakeEngine:
@@ -87,11 +109,14 @@ class FakeEngine:
         self.scheduler = Scheduler(settings, self.kv)
         self.living: dict[str, Sequence] = {}
 
-    def add(self, name, prompt, answer, seed=0, priority=0, namespace="", scored=False) -> Sequence:
+    def add(
+        self, name, prompt, answer, seed=0, priority=0, namespace="", scored=False, mode=WHOLE
+    ) -> Sequence:
         request = Request(
             name, tuple(prompt), SamplingParams(), 0 if scored else None, priority, namespace
         )
-        one = Sequence(request, len(prompt) + answer, (), seed, namespace.encode())
+        recipe = f"{namespace}/{type(mode).__name__}".encode()
+        one = Sequence(request, len(prompt) + answer, (), seed, recipe, mode)
         self.scheduler.add(one)
         self.living[name] = one
         return one
@@ -121,6 +146,10 @@ class FakeEngine:
 
     def _compute(self, chunk: Chunk) -> None:
         one = chunk.sequence
+        whole = one.prompt_length // PAGE * PAGE
+        if one.mode.whole_pages and one.computed < whole:
+            assert one.computed % PAGE == chunk.count % PAGE == 0
+            assert one.computed + chunk.count <= whole
         for position in range(one.computed):
             page = one.pages[position // PAGE]
             if page != DROPPED:

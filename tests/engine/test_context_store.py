@@ -677,7 +677,7 @@ def test_a_full_disk_is_left_some_room(opened, folder, told, monkeypatch) -> Non
     monkeypatch.setattr("fourbee.model.hub.SPARE_BYTES", 10**18)
     put(store, LONG)
     [line] = told()
-    assert line.endswith("GB free on this disk (told once)") and not files(folder)
+    assert line.endswith("GB are to stay free (told once)") and not files(folder)
 
 
 def test_a_limit_of_the_system_on_files_is_one_line(opened, folder, told) -> None:
@@ -727,15 +727,38 @@ def test_an_index_that_another_process_holds_is_one_line(opened, folder, told, m
     assert told() == [f"context store {folder}: database is locked (told once)"]
     other.execute("ROLLBACK")
     other.close()
+    # A wait is a step's time: after one, nothing is tried for a while.
+    put(store, LONG)
+    assert not any(stored(store, LONG))
+    monkeypatch.setattr(store, "_paused_until", 0.0)
     put(store, LONG)
     assert stored(store, LONG) == [True] * 8
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path) -> None:
+    for name in ("notes.txt", "index.sqlite"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        for make in (True, False):
+            with pytest.raises(UsageError, match=r"no context store; "):
+                ContextStore(folder, make=make)
+        assert [(one.name, one.read_text()) for one in folder.iterdir()] == [(name, "mine")]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UsageError, match="makes them"):
+        ContextStore(empty, make=False)
+    ContextStore(empty).close()
+    ContextStore(empty, make=False).close()
 
 
 @pytest.mark.parametrize("place", ["a file", "in a file", "no index"])
 def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path, place) -> None:
     folder = tmp_path / "contexts"
     if place == "no index":
-        (folder / "index.sqlite").mkdir(parents=True)
+        ContextStore(folder).close()
+        (folder / "index.sqlite").unlink()
+        (folder / "index.sqlite").mkdir()
         reason = "Is a directory"
     else:
         (tmp_path / "contexts").write_text("")

@@ -4,17 +4,19 @@ import random
 
 import pytest
 
-from fourbee.engine import kv_cache, prefix_tree
+from fourbee.engine import kv_cache, prefix_tree, scheduler
 from fourbee.engine.scheduler import EngineSettings
+from fourbee.engine.sequence import WHOLE
 from fourbee.engine.step_cost import StepCost
 from fourbee.foundation.errors import CapacityError
-from tests.engine.kv_model import PAGE, FakeEngine, FakeStore, text_of
+from tests.engine.kv_model import PAGE, FakeEngine, FakeStore, WholePages, Window, text_of
 
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch) -> None:
     monkeypatch.setattr(prefix_tree, "PAGE_TOKENS", PAGE)
     monkeypatch.setattr(kv_cache, "PAGE_TOKENS", PAGE)
+    monkeypatch.setattr(scheduler, "PAGE_TOKENS", PAGE)
     monkeypatch.setattr(kv_cache, "MIN_TAIL", 1)
     monkeypatch.setattr(kv_cache, "RESTORED_AT_ONCE", 2)
 
@@ -169,7 +171,8 @@ class Trace:
             priority = self.random.choice((0, 0, 0, 1, -1))
             scored = self.random.random() < 0.1
             name = f"{self.added}"
-            self.engine.add(name, prompt, answer, self.added % 3, priority, namespace, scored)
+            mode = self.random.choice((WHOLE, WHOLE, WHOLE, WholePages(), Window()))
+            self.engine.add(name, prompt, answer, self.added % 3, priority, namespace, scored, mode)
             self.added += 1
 
     def abort(self) -> None:
@@ -189,13 +192,15 @@ class Trace:
         chunks, ended = self.engine.step()
         assert all(chunk.count > 0 for chunk in chunks)
         assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
-        assert sum(chunk.count for chunk in chunks) <= self.settings.max_step_tokens
+        # Modes of whole pages take a page where less is left.
+        counted = [one.count for one in chunks if not one.sequence.mode.whole_pages]
+        assert sum(counted) <= self.settings.max_step_tokens
         # The first in order always moves on, unless it reads from the disk.
         reads = any(one.restoring for one in self.engine.scheduler.running)
         assert chunks or reads or not self.engine.living
         for one in ended:
             answer = one.max_length - one.prompt_length
-            assert one.token_ids == text_of(one.request, answer, one.seed)
+            assert one.token_ids == text_of(one.request, answer, one.seed, one.recipe)
         self.ended += len(ended)
 
     def run(self) -> None:
