@@ -100,7 +100,8 @@ class ContextStore:
         marker = self.folder / _MARKER
         if marker.exists():
             return
-        if not make or any(self.folder.iterdir()):
+        # Another process may just have made it one.
+        if not make or (any(self.folder.iterdir()) and not marker.exists()):
             expected = "give a new folder" if make else "`fourbee serve --context-store` makes them"
             raise UsageError(
                 f"--context-store {self.folder}: no context store; {expected}", "context_store"

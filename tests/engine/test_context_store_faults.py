@@ -59,7 +59,10 @@ def test_a_writer_killed_at_any_moment_leaves_a_store_that_is_right(
     drawn, found, torn = random.Random(7), 0, 0
     for number in range(KILLS // 2):
         writer = processes.Process(target=write, args=(tmp_path, number % 3, max_bytes, 10**6))
+        before, deadline = tmp_path.stat().st_mtime_ns, time.monotonic() + 30
         writer.start()
+        while tmp_path.stat().st_mtime_ns == before and time.monotonic() < deadline:
+            time.sleep(0.001)  # until it writes: a busy machine is slow to start it
         time.sleep(drawn.uniform(0.005, 0.04))
         writer.kill()
         writer.join(10)

@@ -56,7 +56,8 @@ class Recorded:
     def __init__(self, answers) -> None:
         self.answers = list(answers)
 
-    def generate(self, prompts, params):
+    def generate(self, prompts, params, attention):
+        assert attention == "dense"
         ids, reason = self.answers.pop(0)
         return [Completion("text", ids, reason, Usage(len(prompts[0]), len(ids)))]
 
@@ -114,7 +115,7 @@ def test_the_command_tells_what_was_found(capsys, tmp_path) -> None:
     assert [(one["length"], one["depth"]) for one in document["results"]] == [
         (500, 0.2), (500, 1.0), (700, 0.2), (700, 1.0)
     ]  # fmt: skip
-    written = tmp_path / "needle-int8-auto.json"
+    written = tmp_path / "needle-int8-auto-dense.json"
     assert json.loads(written.read_text()) == document
     assert "| 700 | exact | exact |" in written.with_suffix(".md").read_text()
 
