@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_ops import TorchOperations
-from fourbee.training.data import Pack
+from fourbee.training.packing import Pack
 
 # Rows whose logits exist at once: with a small vocabulary they stay in memory that is reused.
 _CHUNK = 1024

@@ -25,20 +25,16 @@ from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES, TorchOperations
 from fourbee.model.config import Qwen3Config
 from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from fourbee.training.data import (
-    Corpus,
-    Loss,
-    Pack,
-    document_order,
-    load_corpus,
-    make_pack,
-    plan_updates,
-    split_pack,
-)
+from fourbee.training.corpus import Corpus
 from fourbee.training.export import export_checkpoint, initial_weights
 from fourbee.training.losses import next_token_loss
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.optimizers import OptimizerSettings, build_optimizers, learning_rate_at
+from fourbee.training.packing import Pack, Piece, make_packs
+from fourbee.training.run_plan import DataSettings, plan_run
+from fourbee.training.samples import Loss
+from fourbee.training.sources import Source
+from fourbee.training.tokenise import load_corpus
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class TrainRecipe:
     """One training run; every key of a recipe file is a field here."""
 
     output: Path
-    data: tuple[Path, ...]
+    data: tuple[Source, ...]
     tokenizer: Path  # folder with tokenizer.json
     init_from: Path | None = None  # checkpoint folder to start from; else `model` from scratch
     model: ModelShape = field(default_factory=ModelShape)
@@ -123,12 +119,20 @@ class Trainer:
         self.ops = TorchOperations(recipe.device, DTYPES[recipe.precision])
         reporter.preparing("tokenising")
         cache = recipe.output / "cache"
-        self.corpus = load_corpus(recipe.data, recipe.tokenizer, loss, cache)
+        self.corpora = [load_corpus(one, recipe.tokenizer, loss, cache) for one in recipe.data]
         self.checks = _validation_corpora(recipe, cache)
         self.model = self._build_model().to(recipe.device)
         self.optimizers = build_optimizers(self.model.named_tensors(), recipe.optimizer)
-        self.updates_per_epoch = [len(self._plan(epoch)) for epoch in range(recipe.epochs)]
-        self.total = sum(self.updates_per_epoch)
+        data = DataSettings(
+            recipe.data,
+            epochs=recipe.epochs,
+            tokens_per_update=recipe.tokens_per_update,
+            tokens_per_pack=recipe.tokens_per_pack,
+            shuffle=recipe.shuffle,
+        )
+        positions = self.model.config.max_position_embeddings
+        self.plan = plan_run(self.corpora, data, recipe.seed, positions)
+        self.total = len(self.plan)
 
     def train(self) -> Path:
         """Runs to the end (or to Ctrl-C, which saves first) and exports; returns the export."""
@@ -136,8 +140,8 @@ class Trainer:
         exported = recipe.output / "model"
         progress = load_checkpoint(recipe.output, self.model, self.optimizers) or Progress()
         with _interruption() as interrupted, _log(recipe.output, progress) as log:
-            for documents in self._remaining(progress.update):
-                progress = self._step(documents, progress, log)
+            while progress.update < self.total:
+                progress = self._step(progress, log)
                 last = progress.update == self.total
                 if self.checks and (progress.update % recipe.validate_every == 0 or last):
                     self._validate(progress, log)
@@ -161,25 +165,11 @@ class Trainer:
         initial_weights(model, recipe.init_from)
         return model
 
-    def _plan(self, epoch: int) -> list[Any]:
-        recipe = self.recipe
-        order = document_order(len(self.corpus), epoch, recipe.seed, recipe.shuffle)
-        return plan_updates(self.corpus.lengths, order, recipe.tokens_per_update)
-
-    def _remaining(self, done: int) -> Iterator[Any]:
-        """The documents of each update that is still to be done."""
-        for epoch, count in enumerate(self.updates_per_epoch):
-            if done >= count:
-                done -= count
-                continue
-            yield from self._plan(epoch)[done:]
-            done = 0
-
-    def _step(self, documents: Any, progress: Progress, log: Callable[..., None]) -> Progress:
+    def _step(self, progress: Progress, log: Callable[..., None]) -> Progress:
         """One update: gradients of all its packs over all its targets, clipped, applied."""
         started = time.monotonic()
         settings = self.recipe.optimizer
-        packs = split_pack(self.corpus, documents, self.recipe.tokens_per_pack)
+        packs = self.plan.packs(progress.update)
         targets = sum(pack.num_targets for pack in packs)
         total_loss = 0.0
         for pack in packs:
@@ -234,7 +224,8 @@ class Trainer:
             for skill, corpus in self.checks.items():
                 loss, targets, exact = 0.0, 0, 0
                 for index in range(len(corpus)):
-                    pack = make_pack(corpus, [index])
+                    tokens = corpus.tokens(index)
+                    (pack,) = make_packs([corpus], [Piece(0, index, 0, tokens)], tokens)
                     result = next_token_loss(self._hidden(pack), self.model.head(), pack, self.ops)
                     loss += result.loss.item()
                     targets += pack.num_targets
@@ -265,7 +256,7 @@ def _validation_corpora(recipe: TrainRecipe, cache: Path) -> dict[str, Corpus]:
         part = cache / f"validation-{skill}.jsonl"
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        corpora[skill] = load_corpus([part], recipe.tokenizer, "assistant", cache)
+        corpora[skill] = load_corpus(Source(part), recipe.tokenizer, "assistant", cache)
     return corpora
 
 

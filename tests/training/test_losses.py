@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,12 @@ from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
-from fourbee.training.data import Corpus, Pack, make_pack
+from fourbee.training.corpus import Corpus
 from fourbee.training.losses import _CHUNK, next_token_loss
 from fourbee.training.network import TrainableQwen3
+from fourbee.training.packing import Pack
+
+from .corpora import corpus_of, pack_of
 
 VOCAB, WIDTH = 97, 24
 CONFIG = Qwen3Config(
@@ -41,7 +46,7 @@ def random_pack(tokens: int, share: float, seed: int = 0) -> Pack:
     rng = np.random.default_rng(seed)
     learned = rng.random(tokens) < share
     learned[0] = False
-    return Pack(rng.integers(0, VOCAB, tokens), np.arange(tokens), learned, (tokens,))
+    return Pack(rng.integers(0, VOCAB, tokens), np.arange(tokens), learned, (tokens,), (0,))
 
 
 def random_head(tokens: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,9 +142,8 @@ def corpus() -> Corpus:
     rng = np.random.default_rng(1)
     lengths = [9, 2, 30, 17, 5]
     learned = [np.arange(n) >= max(1, n // 2) for n in lengths]
-    offsets = np.cumsum([0, *lengths])
-    ids = rng.integers(0, CONFIG.vocab_size, offsets[-1], dtype=np.int32)
-    return Corpus(ids, np.concatenate(learned), offsets)
+    ids = rng.integers(0, CONFIG.vocab_size, sum(lengths), dtype=np.int32)
+    return replace(corpus_of(lengths), ids=ids, learned=np.concatenate(learned))
 
 
 def summed(model: TrainableQwen3, packs: list[Pack], ops: TorchOperations):
@@ -160,9 +164,9 @@ def summed(model: TrainableQwen3, packs: list[Pack], ops: TorchOperations):
 def test_packed_documents_have_the_loss_and_gradients_of_single_ones(corpus, ops):
     model = TrainableQwen3(CONFIG, seed=0)
     everything = list(range(len(corpus)))
-    whole, gradients = summed(model, [make_pack(corpus, everything)], ops)
+    whole, gradients = summed(model, [pack_of(corpus, everything)], ops)
     for split in ([[one] for one in everything], [[4, 0], [2], [1, 3]]):
-        loss, single = summed(model, [make_pack(corpus, part) for part in split], ops)
+        loss, single = summed(model, [pack_of(corpus, part) for part in split], ops)
         assert loss == pytest.approx(whole, abs=1e-6)
         for name, gradient in gradients.items():
             close(single[name], gradient)
@@ -172,7 +176,7 @@ def test_packed_documents_have_the_loss_and_gradients_of_single_ones(corpus, ops
 
 def test_an_update_is_a_mean_over_tokens_not_over_packs(corpus, ops):
     model = TrainableQwen3(CONFIG, seed=0)
-    packs = [make_pack(corpus, [1]), make_pack(corpus, [2])]  # 1 and 15 targets
+    packs = [pack_of(corpus, [1]), pack_of(corpus, [2])]  # 1 and 15 targets
     alone = [summed(model, [pack], ops)[0] for pack in packs]
     together, _ = summed(model, packs, ops)
     assert [pack.num_targets for pack in packs] == [1, 15]
