@@ -1,17 +1,23 @@
-"""`fourbee data generate RECIPE`: the samples of fourbee-mini from seeded generators."""
+"""`fourbee data generate|blind|check`: make samples, and look at those that one has."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from fourbee.cli.options import Explain, Recipe, Set
+if TYPE_CHECKING:
+    from fourbee.training.inspection import Inspection
 
-data_app = typer.Typer(name="data", help="Make training and test samples.", no_args_is_help=True)
+from fourbee.cli.options import Explain, Model, Recipe, Set
+from fourbee.foundation.errors import TrainingError, UsageError
+
+data_app = typer.Typer(
+    name="data", help="Make training and test samples, or check one's own.", no_args_is_help=True
+)
 
 
 @data_app.command()
@@ -46,3 +52,55 @@ def blind(
     from fourbee.training.generators.lexicon import load_lexicon
 
     typer.echo(write_samples(output, fill_templates(templates, load_lexicon(), fills, seed)))
+
+
+@data_app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Files of samples, or dataset folders.")],
+    model: Model = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer's folder, instead of a model's own.")
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(help="Whose form: auto (ours), alpaca, dolly, sharegpt, hh, kto, gsm8k, ..."),
+    ] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count bad samples; do not end at the first.")
+    ] = False,
+) -> None:
+    """Read samples as training does: what they are, how long, what is learned, what is wrong."""
+    from fourbee.cli.tokens import pieces
+    from fourbee.engine.checkpoint import open_checkpoint
+    from fourbee.model.hub import resolve_model
+    from fourbee.text.tokenizer import Tokenizer
+    from fourbee.training.inspection import inspect
+    from fourbee.training.sources import Source
+
+    if tokenizer is None:
+        reader = open_checkpoint(resolve_model(model)).tokenizer
+    else:
+        reader = Tokenizer.load(tokenizer)
+    console = Console(highlight=False)
+    for path in files:
+        source = Source(path, format=format, bad_samples="skip" if skip_bad else "refuse")
+        try:
+            found = inspect(source, reader)
+        except TrainingError as error:
+            raise UsageError(str(error)) from None
+        console.print(str(path), style="bold", soft_wrap=True)
+        console.print(_summary(found), soft_wrap=True)
+        for ids, learned in found.first.documents:
+            console.print(pieces(reader, ids, learned, console.color_system is not None))
+
+
+def _summary(found: Inspection) -> str:
+    """Three lines of numbers."""
+    forms = ", ".join(f"{count:,} {form}" for form, count in found.forms.items())
+    points = ", ".join(f"{name} {tokens:,}" for name, tokens in found.percentiles().items())
+    share = found.learned / found.tokens
+    return (
+        f"{found.samples:,} samples: {forms}; {found.duplicates:,} duplicates, {found.bad:,} bad\n"
+        f"{found.tokens:,} tokens, {found.learned:,} learned ({share:.1%})\n"
+        f"tokens of a sample: {points}"
+    )

@@ -80,12 +80,9 @@ class Deck:
             for index in range(len(self._cards) - 1, 0, -1):
                 self._exchange(index)
 
-    def _bring_back(
-        self, heap: list[tuple[float, Piece]] | list[tuple[int, Piece]], limit: float
-    ) -> None:
+    def _bring_back(self, heap: list[tuple[float, Piece]], limit: float) -> None:
         while heap and heap[0][0] <= limit:
-            _, card = heapq.heappop(heap)
-            self._cards.append(card)
+            self._cards.append(heapq.heappop(heap)[1])
             if self._shuffle:
                 self._exchange(len(self._cards) - 1)
 

@@ -273,9 +273,9 @@ def _check_numbers(value: Any, path: str = "") -> None:
 
 def _tools(sample: Mapping[str, Any]) -> list[Any] | None:
     tools = sample.get("tools")
-    if tools is not None and not isinstance(tools, list):
+    if tools is not None and not isinstance(tools, list | tuple):
         raise TrainingError(f"tools is {_short(tools)}; expected a list")
-    return tools or None
+    return list(tools) if tools else None
 
 
 def _string(sample: Mapping[str, Any], key: str, default: str | None = None) -> str:

@@ -53,7 +53,7 @@ output = "{folder}/sft"
 data = ["{folder}/say.jsonl"]
 tokenizer = "{folder}/tokenizer"
 init_from = "{folder}/pretrain/model"
-tokens_per_update = 60
+tokens_per_update = 16
 epochs = 40
 precision = "float32"
 threads = 1
@@ -175,7 +175,9 @@ def test_training_without_its_data_is_one_line(fourbee, tmp_path, folder, stage)
     path.write_text(PRETRAIN.replace("{folder}", str(tmp_path)))
     outcome = fourbee("train", stage, path)
     assert outcome.code == 3
-    assert outcome.err.splitlines()[-1] == f"fourbee: {tmp_path}/data/train.jsonl: no such file"
+    assert outcome.err.splitlines()[-1] == (
+        f"fourbee: data {tmp_path}/data/train.jsonl: no such file"
+    )
 
 
 def test_training_without_torch_says_what_to_install(fourbee, folder, monkeypatch):
