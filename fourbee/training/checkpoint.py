@@ -1,7 +1,8 @@
 """Training checkpoints: weights, optimizer and position in the data, written whole or not at all.
 
 A checkpoint is a folder `update-N`. It appears under its name only when everything in it is on the
-disk, so a run that is killed at any moment finds its last whole checkpoint.
+disk, so a run that is killed at any moment finds its last whole checkpoint. What is saved is what
+is trained: with LoRA the adapters, not the weights that they adapt.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourbee.foundation.errors import TrainingError
 
@@ -31,50 +34,98 @@ class Progress:
     seconds: float = 0.0  # of training, over all sessions of the run
 
 
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder; the lock of a process that was killed is gone with it.
+
+    TrainingError, naming the other process, when there is one.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    owner, lock = run / "owner.pid", FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "unknown"
+        raise TrainingError(
+            f"output = {run}: another run (process {who}) is writing there; expected a folder of "
+            "its own, or that one to end first"
+        ) from None
+    with lock:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+
+
 def save_checkpoint(
     run: Path,
-    model: nn.Module,
+    tensors: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
     keep: int,
+    state: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `run`/update-N and removes all but the `keep` newest."""
+    """Writes `run`/update-N with the trained `tensors`, and removes all but the `keep` newest.
+
+    `state` is whatever else the run needs, as JSON. TrainingError where it cannot be written; the
+    checkpoints that there are stay.
+    """
     final = run / f"update-{progress.update:07d}"
     partial = run / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_contiguous(dict(model.named_parameters())), partial / "model.safetensors")
-    save_file(_optimizer_tensors(optimizers), partial / "optimizer.safetensors")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    for path in partial.iterdir():
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    _sync(run)
+    saved = {"progress": asdict(progress), "state": dict(state or {})}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_contiguous(tensors), partial / "model.safetensors")
+        save_file(_optimizer_tensors(optimizers), partial / "optimizer.safetensors")
+        (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
+        for path in partial.iterdir():
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _sync(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"checkpoint {final}: cannot be written: {_reason(error)}; "
+            f"{shutil.disk_usage(run).free / 2**20:,.0f} MB are free; the run can be resumed from "
+            f"{_name_of_last(run)}"
+        ) from error
     for old in _checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def load_checkpoint(
-    run: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> Progress | None:
-    """Restores the newest checkpoint of `run`; None when there is none."""
+    run: Path, tensors: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[Progress, Mapping[str, Any]] | None:
+    """Restores the newest checkpoint of `run` into `tensors` and optimizers; None without one.
+
+    Also returns the saved `state`. TrainingError for one that is damaged or of another run.
+    """
     found = _checkpoints(run)
     if not found:
         return None
     folder = found[-1]
     try:
         weights = load_file(folder / "model.safetensors")
-        state = load_file(folder / "optimizer.safetensors")
-        progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        model.load_state_dict(weights, strict=True)
-        _restore_optimizers(optimizers, state)
+        moments = load_file(folder / "optimizer.safetensors")
+        saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        progress, state = Progress(**saved["progress"]), saved["state"]
+        if {name: one.shape for name, one in weights.items()} != {
+            name: one.shape for name, one in tensors.items()
+        }:
+            raise ValueError("saved by a run of another model, or with other lora settings")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(weights[name])
+        _restore_optimizers(optimizers, moments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         line = str(error).splitlines()[0]
         raise TrainingError(f"checkpoint {folder}: cannot be resumed: {line}") from error
-    return progress
+    return progress, state
 
 
 def _checkpoints(run: Path) -> list[Path]:
@@ -108,7 +159,18 @@ def _restore_optimizers(
         optimizer.load_state_dict({"state": states[place], "param_groups": groups[place]})
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _name_of_last(run: Path) -> str:
+    found = _checkpoints(run)
+    return found[-1].name if found else "its beginning"
+
+
+def _reason(error: Exception) -> str:
+    """What the system says; safetensors' errors quote it."""
+    full = "No space left on device"
+    return full if full in str(error) else str(error).splitlines()[0]
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
