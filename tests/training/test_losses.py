@@ -12,7 +12,7 @@ from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
 from fourbee.training.data import Corpus, Pack, make_pack
-from fourbee.training.losses import _CHUNK, next_token_loss
+from fourbee.training.losses import _MOST_ROWS as _CHUNK, next_token_loss
 from fourbee.training.network import TrainableQwen3
 
 VOCAB, WIDTH = 97, 24
