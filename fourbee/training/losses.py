@@ -33,10 +33,9 @@ class NextToken:
 
 def next_token_loss(hidden_TD: Tensor, head: Linear, pack: Pack, ops: TorchOperations) -> NextToken:
     """Cross-entropy of each learned token from the hidden state before it."""
-    assert not head.rotated
     hidden_RD, labels_R = target_rows(hidden_TD, pack)
     loss, correct = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, head.weight, labels_R, ops.dtype
+        hidden_RD, head_weight(head), labels_R, ops.dtype
     )
     return NextToken(loss, correct)
 
@@ -47,12 +46,11 @@ def token_logps(
     """Log-probability `[targets]` of each learned token under `softmax(logits / temperature)`.
 
     Differentiable with any gradient a token. Between the passes only the targets' hidden states
-    and one number a target are kept; the backward pass makes each chunk's softmax again.
+    and two numbers a target are kept; the backward pass makes each chunk's softmax again.
     """
-    assert not head.rotated
     hidden_RD, labels_R = target_rows(hidden_TD, pack)
     logps: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, head.weight, labels_R, ops.dtype, temperature
+        hidden_RD, head_weight(head), labels_R, ops.dtype, temperature
     )
     return logps
 
@@ -78,6 +76,13 @@ def target_rows(hidden_TD: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
     """Hidden states `[targets, D]` that predict the learned tokens, and those tokens `[targets]`."""
     targets = torch.from_numpy(pack.learned.nonzero()[0]).to(hidden_TD.device)
     return hidden_TD[targets - 1], torch.from_numpy(pack.ids).to(hidden_TD.device)[targets]
+
+
+def head_weight(head: Linear) -> Tensor:
+    """The head's matrix `[V, D]`; cut off where gradients are off, which a Function cannot see."""
+    assert not head.rotated
+    weight: Tensor = head.weight
+    return weight if torch.is_grad_enabled() else weight.detach()
 
 
 def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
@@ -183,19 +188,19 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Tensor:
         weight = weight_VD.to(dtype)
         logps = hidden_RD.new_empty(len(labels_R), dtype=accumulation_type(dtype))
-        normalisers = torch.empty_like(logps)
+        highests, totals = torch.empty_like(logps), torch.empty_like(logps)
 
         def visit(rows: slice) -> None:
             logits = logits_of(hidden_RD[rows].to(dtype), weight, temperature)
             highest = logits.amax(-1, keepdim=True)
             wanted = logits.sub_(highest).gather(-1, labels_R[rows, None])
-            total = logits.exp_().sum(-1, keepdim=True).log_()
-            logps[rows] = (wanted - total)[:, 0]
-            normalisers[rows] = (highest + total)[:, 0]
+            total = logits.exp_().sum(-1, keepdim=True)
+            logps[rows] = (wanted - total.log())[:, 0]
+            highests[rows], totals[rows] = highest[:, 0], total[:, 0]
 
         for rows in chunks(len(labels_R), len(weight_VD)):
             visit(rows)
-        ctx.save_for_backward(hidden_RD, weight_VD, labels_R, normalisers)
+        ctx.save_for_backward(hidden_RD, weight_VD, labels_R, highests, totals)
         ctx.dtype, ctx.temperature = dtype, temperature
         return logps
 
@@ -203,7 +208,7 @@ class _TokenLogps(torch.autograd.Function):
     def backward(
         ctx: Any, *outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden_RD, weight_VD, labels_R, normalisers = ctx.saved_tensors
+        hidden_RD, weight_VD, labels_R, highests, totals = ctx.saved_tensors
         dtype = ctx.dtype
         weight = weight_VD.to(dtype)
         gradients = HeadGradients(hidden_RD, weight_VD, dtype, ctx.needs_input_grad[:2])
@@ -213,8 +218,9 @@ class _TokenLogps(torch.autograd.Function):
             hidden, labels = hidden_RD[rows].to(dtype), labels_R[rows, None]
             wanted = grad_logits[rows, None]
             logits = logits_of(hidden, weight, ctx.temperature)
-            probabilities = logits.sub_(normalisers[rows, None]).exp_()
-            error = probabilities.mul_(-wanted).scatter_add_(-1, labels, wanted)
+            exponentials = logits.sub_(highests[rows, None]).exp_()
+            error = exponentials.mul_(-wanted / totals[rows, None])
+            error.scatter_add_(-1, labels, wanted)
             gradients.add(rows, error.to(dtype), hidden, weight)
 
         for rows in chunks(len(labels_R), len(weight_VD)):
