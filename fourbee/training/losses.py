@@ -170,7 +170,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         # In place, for memory; autograd refuses a second backward pass over changed tensors.
-        hidden, weight = (None if one is None else one.mul_(outputs[0]) for one in ctx.saved_tensors)
+        hidden, weight = (
+            None if one is None else one.mul_(outputs[0]) for one in ctx.saved_tensors
+        )
         return hidden, weight, None, None
 
 
