@@ -61,7 +61,7 @@ def sum_by_document(values: Tensor, pack: Pack) -> Tensor:
     Each document is added up by itself, so that its bits depend neither on its neighbours nor,
     on a GPU, on the order in which threads arrive.
     """
-    parts = values.split(targets_by_document(pack).tolist())
+    parts = torch.split(values, targets_by_document(pack).tolist())
     return torch.stack([part.sum() for part in parts])
 
 
@@ -73,7 +73,7 @@ def targets_by_document(pack: Pack) -> npt.NDArray[np.int64]:
 
 
 def target_rows(hidden_TD: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Hidden states `[targets, D]` that predict the learned tokens, and those tokens `[targets]`."""
+    """Hidden states `[targets, D]` that predict the learned tokens, and their ids `[targets]`."""
     targets = torch.from_numpy(pack.learned.nonzero()[0]).to(hidden_TD.device)
     return hidden_TD[targets - 1], torch.from_numpy(pack.ids).to(hidden_TD.device)[targets]
 
@@ -131,6 +131,15 @@ class HeadGradients:
             self.hidden[rows] = (error @ weight).to(self.hidden.dtype)
         if self.weight is not None:
             add_outer_products(self.weight, error, hidden)
+
+
+def scale_saved(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The saved gradients of a sum times the gradient of that sum.
+
+    In place, for memory: autograd refuses a second backward pass, since the tensors have changed.
+    """
+    hidden, weight = (None if one is None else one.mul_(scale) for one in ctx.saved_tensors)
+    return hidden, weight
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -83,7 +83,7 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std") -> 
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise UsageError(
-            f"rewards of shape {tuple(rewards.shape)}: expected [groups, answers], 2 answers or more"
+            f"rewards of shape {tuple(rewards.shape)}: expected [groups, 2 or more answers]"
         )
     centred = rewards - rewards.mean(-1, keepdim=True)
     if scale == "none":
@@ -156,5 +156,5 @@ def gap_weights(old_logps: Tensor, engine_logps: Tensor, cap: float) -> Tensor:
 
 def _mean_of_sequence(values: Tensor, sequences: Sequence[int]) -> Tensor:
     """Each value replaced by the mean of its sequence."""
-    parts = values.split(list(sequences))
+    parts = torch.split(values, list(sequences))
     return torch.cat([part.mean().expand(len(part)) for part in parts])
