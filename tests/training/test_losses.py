@@ -11,8 +11,8 @@ from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
-from fourbee.training.data import Corpus, Pack, make_pack
 from fourbee.training import losses
+from fourbee.training.data import Corpus, Pack, make_pack
 from fourbee.training.losses import (
     _MOST_ROWS,
     chunks,
@@ -198,9 +198,7 @@ def test_log_probabilities_and_their_gradients_are_those_of_a_loop(monkeypatch, 
     (expected * given).sum().backward()
 
     mine = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight)]
-    found = token_logps(
-        mine[0], Linear(mine[1]), pack, TorchOperations("cpu", dtype), temperature
-    )
+    found = token_logps(mine[0], Linear(mine[1]), pack, TorchOperations("cpu", dtype), temperature)
     (found * given).sum().backward()
     wide = dtype == torch.float64
     close(found, expected, 1e-12 if wide else 1e-5)

@@ -97,7 +97,9 @@ def test_losses_without_a_reference_have_known_values_at_equal_answers():
 
 def test_kto_is_half_of_the_weight_at_the_baseline():
     chosen_settings = PreferenceSettings(loss="kto", desirable_weight=1.5, undesirable_weight=0.5)
-    at_baseline = Answers(torch.tensor([-3.0, -3.0]), torch.tensor([2, 2]), torch.tensor([-5.0] * 2))
+    at_baseline = Answers(
+        torch.tensor([-3.0, -3.0]), torch.tensor([2, 2]), torch.tensor([-5.0] * 2)
+    )
     desirable = torch.tensor([True, False])
     values = unpaired_values(at_baseline, desirable, chosen_settings, torch.tensor(2.0))
     assert values.loss.tolist() == pytest.approx([0.75, 0.25], abs=1e-6)
@@ -129,7 +131,11 @@ def test_dpo_is_public_and_the_mean_of_its_row():
 @pytest.mark.parametrize(
     ("shapes", "beta", "message"),
     [
-        ([(3,), (3,), (3,), (2,)], 0.1, r"shapes \[\(3,\), \(3,\), \(3,\), \(2,\)\]: expected four"),
+        (
+            [(3,), (3,), (3,), (2,)],
+            0.1,
+            r"shapes \[\(3,\), \(3,\), \(3,\), \(2,\)\]: expected four",
+        ),
         ([(0,)] * 4, 0.1, "1 or more"),
         ([(2, 2)] * 4, 0.1, r"expected four of one shape \[pairs\]"),
         ([()] * 4, 0.1, r"expected four of one shape \[pairs\]"),
@@ -239,18 +245,12 @@ def test_extremes_of_kto_stay_finite():
     assert torch.isfinite(logps.grad).all()
 
 
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", ["sigmoid", "hinge", "simpo", "orpo", "apo_zero"])
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-60, -0.01), st.floats(-60, -0.01))
-def test_the_rejected_answer_is_never_pushed_up(name, chosen, rejected):
-    _, _, by_rejected = both(name, torch.tensor([chosen]), torch.tensor([rejected]))
-    _, by_chosen, _ = both(name, torch.tensor([chosen]), torch.tensor([rejected]))
-    beyond = name == "ipo" and chosen - rejected > 1 / 0.6  # a square: past its aim it turns back
-    if name == "apo_down":  # both down: the chosen only where nothing else pulls
-        return
-    if not beyond and name != "robust":  # robust turns back where a pair is sure to be wrong
-        assert by_rejected.item() >= 0
-        assert by_chosen.item() <= 0
+def test_chosen_is_pulled_up_and_rejected_pushed_down(name, chosen, rejected):
+    _, by_chosen, by_rejected = both(name, torch.tensor([chosen]), torch.tensor([rejected]))
+    assert by_rejected.item() >= 0 >= by_chosen.item()
 
 
 @settings(max_examples=25, deadline=None)
