@@ -30,7 +30,12 @@ VARIANTS = {
     "dapo": PolicySettings(aggregation="dapo", clip_high=0.28),
     "gspo": PolicySettings(ratio="sequence", clip_low=0.01, clip_high=0.02),
     "everything": PolicySettings(
-        ratio="sequence", clip_high=0.28, kl_weight=0.1, gap_cap=1.1, aggregation="dapo"
+        ratio="sequence",
+        clip_low=0.1,
+        clip_high=0.05,
+        kl_weight=0.1,
+        gap_cap=1.1,
+        aggregation="dapo",
     ),
 }
 

@@ -134,7 +134,7 @@ def test_dpo_is_public_and_the_mean_of_its_row():
         (
             [(3,), (3,), (3,), (2,)],
             0.1,
-            r"shapes \[\(3,\), \(3,\), \(3,\), \(2,\)\]: expected four",
+            r"\(3,\), \(2,\)\]: expected four",
         ),
         ([(0,)] * 4, 0.1, "1 or more"),
         ([(2, 2)] * 4, 0.1, r"expected four of one shape \[pairs\]"),
