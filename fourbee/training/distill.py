@@ -17,13 +17,13 @@ import torch
 from fourbee.engine.sampling import SamplingParams
 from fourbee.foundation.errors import UsageError
 from fourbee.model.config import Qwen3Config
-from fourbee.training.corpus import load_corpora
+from fourbee.training.tokenise import load_corpora
 from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.export import export_model, initial_weights
 from fourbee.training.held_out import HeldOutTexts
 from fourbee.training.learner import Learner
 from fourbee.training.network import TrainableQwen3
-from fourbee.training.packing import Document, Pack, pack_documents
+from fourbee.training.packing import Pack, pack_documents
 from fourbee.training.recipe import TrainRecipe, at_least_one
 from fourbee.training.rollouts import RolloutEngine, rollout_seed
 from fourbee.training.run_plan import DataSettings, RunPlan, plan_run

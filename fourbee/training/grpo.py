@@ -236,7 +236,7 @@ class GrpoStage:
         weights = sequence_weights(lengths, self.recipe.policy) if chosen else lengths
         packs = pack_documents(documents, self.recipe.tokens_per_pack)
         parts = [self._part(pack, chosen, weights) for pack in packs]
-        tokens = sum(len(document.ids) for document in documents)
+        tokens = sum(len(ids) for ids, _ in documents)
         return Batch(parts, 1.0, tokens, answers.facts)
 
     def _part(

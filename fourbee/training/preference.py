@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fourbee.training.corpus import Corpus, Form, load_corpora, load_held_out
+from fourbee.training.corpus import Corpus
+from fourbee.training.tokenise import load_corpora, load_held_out
 from fourbee.training.export import export_model
 from fourbee.training.learner import Learner
 from fourbee.training.losses import sum_by_document, targets_by_document
-from fourbee.training.packing import Document, Pack, Piece, make_packs, pack_documents
+from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
 from fourbee.training.preference_losses import (
     PREFERENCE_LOSSES,
     Answers,
@@ -29,6 +30,7 @@ from fourbee.training.preference_losses import (
 )
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.run_plan import DataSettings, plan_run
+from fourbee.training.samples import Document
 from fourbee.training.stage import Batch, PartLoss, merged
 from fourbee.training.trainer import Reporter, Trainer
 
@@ -86,12 +88,8 @@ class PreferenceData:
             reference = torch.stack(
                 [self._known[one.corpus][row] for one, row in zip(samples, rows, strict=True)]
             )
-        labels = [self.corpora[one.corpus].labels for one in samples]
-        desirable = None
-        if labels and labels[0] is not None:
-            desirable = torch.tensor(
-                [bool(of[one.sample]) for of, one in zip(labels, samples, strict=True) if of is not None]
-            )
+        labels = [bool(self.corpora[one.corpus].labels[one.sample]) for one in samples]
+        desirable = torch.tensor(labels)
         return PreferencePart(pack, reference, desirable, baseline)
 
     def _logps(self, learner: Learner, corpus: int) -> Tensor:
@@ -112,8 +110,8 @@ class PreferenceStage:
         self.recipe = recipe
         self.learner = learner
         self.form = PREFERENCE_LOSSES[recipe.preference.loss]
-        form: Form = "pairs" if self.form.paired else "labelled"
-        corpora = load_corpora(recipe, form, recipe.tokenizer_folder, reporter.preparing)
+        kind: Loss = "pair" if self.form.paired else "label"
+        corpora = load_corpora(recipe, kind, recipe.tokenizer_folder, reporter.preparing)
         positions = learner.model.config.max_position_embeddings
         self.plan = plan_run(corpora, recipe, recipe.seed, positions)
         if self.form.reference:
@@ -123,7 +121,7 @@ class PreferenceStage:
         self.data = PreferenceData(corpora, learner, size, known)
         self.held_out: PreferenceData | None = None
         if recipe.validation is not None:
-            held_out = load_held_out(recipe, form, reporter.preparing)
+            held_out = load_held_out(recipe, kind, reporter.preparing)
             self.held_out = PreferenceData(held_out, learner, size, known)
         self.reference = None if self.form.paired else learner.frozen()
 
@@ -228,11 +226,11 @@ def _every_other(answers: Answers, first: int) -> Answers:
 def _document(corpora: Sequence[Corpus], piece: Piece) -> Document:
     corpus = corpora[piece.corpus]
     (span,) = corpus.spans(piece.sample, piece.first, piece.stop)
-    return Document(corpus.ids[span].tolist(), corpus.learned[span].tolist())
+    return corpus.ids[span].tolist(), corpus.learned[span].tolist()
 
 
 def _answering(prompt_of: Document, answer_of: Document) -> Document:
     """The prompt of one document with the answer of another."""
-    prompt = prompt_of.ids[: prompt_of.learned.index(True)]
-    answer = answer_of.ids[answer_of.learned.index(True) :]
-    return Document([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+    prompt = prompt_of[0][: prompt_of[1].index(True)]
+    answer = answer_of[0][answer_of[1].index(True) :]
+    return [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
-from fourbee.training.corpus import load_corpora, load_held_out
+from fourbee.training.tokenise import load_corpora, load_held_out
 from fourbee.training.learner import Learner
-from fourbee.training.packing import Document, Pack, Piece, make_packs, pack_documents
+from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.reward_files import export_reward_model, load_reward_model
 from fourbee.training.reward_losses import reward_accuracy, reward_values
@@ -55,10 +55,10 @@ class RewardStage:
     def __init__(self, recipe: RewardRecipe, learner: Learner, reporter: Reporter) -> None:
         self.recipe = recipe
         self.learner = learner
-        corpora = load_corpora(recipe, "pairs", recipe.tokenizer_folder, reporter.preparing)
+        corpora = load_corpora(recipe, "pair", recipe.tokenizer_folder, reporter.preparing)
         positions = learner.model.config.max_position_embeddings
         self.plan = plan_run(corpora, recipe, recipe.seed, positions)
-        self.held_out = load_held_out(recipe, "pairs", reporter.preparing)
+        self.held_out = load_held_out(recipe, "pair", reporter.preparing)
 
     @property
     def updates(self) -> int:
@@ -121,7 +121,7 @@ class Scorer:
 
     def scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
         """The reward of each text, prompt and answer with its end, in order."""
-        documents = [Document(list(ids), [True] * len(ids)) for ids in texts]
+        documents = [(list(ids), [True] * len(ids)) for ids in texts]
         scores = [0.0] * len(texts)
         with torch.no_grad():
             for pack in pack_documents(documents, _TOKENS_PER_PACK):

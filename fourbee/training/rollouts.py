@@ -23,8 +23,8 @@ from fourbee.model.packing import TABLES
 from fourbee.model.weights import weights_tree
 from fourbee.text.chat_format import ChatFormat
 from fourbee.training.learner import Learner
-from fourbee.training.packing import Document
 from fourbee.training.recipe import Samples
+from fourbee.training.samples import Document
 
 # Rows of a step beyond one for each answer: prompts are read beside them.
 _PROMPT_ROWS = 2048
@@ -46,7 +46,7 @@ class Rollout:
     def document(self) -> Document:
         """Prompt and answer, the answer's tokens as targets."""
         learned = [False] * len(self.prompt_ids) + [True] * len(self.token_ids)
-        return Document(self.ids, learned)
+        return self.ids, learned
 
     @property
     def ids(self) -> list[int]:

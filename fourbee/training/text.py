@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourbee.training.corpus import Loss, load_corpora
 from fourbee.training.export import export_model
 from fourbee.training.held_out import HeldOutTexts
 from fourbee.training.learner import Learner
 from fourbee.training.packing import Pack
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.run_plan import DataSettings, plan_run
+from fourbee.training.samples import Loss
 from fourbee.training.stage import Batch, PartLoss
+from fourbee.training.tokenise import load_corpora
 from fourbee.training.trainer import Reporter
 
 
