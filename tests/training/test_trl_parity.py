@@ -19,6 +19,7 @@ from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
 from fourbee.training.data import Corpus, Pack, make_pack
+from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.losses import (
     next_token_loss,
     sum_by_document,
@@ -214,3 +215,33 @@ def test_the_reward_loss_is_that_of_the_reward_trainer(tmp_path, centring):
     found = reward_values(chosen, rejected, torch.tensor(MARGINS), centring).mean()
     tensors = ours.named_tensors() | {"score.weight": score}
     compare(f"RewardTrainer, centring {centring}", peer, expected, found, tensors)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "beta"),
+    [
+        (DistillationSettings("forward_kl", temperature=2.0), 0.0),
+        (DistillationSettings("reverse_kl", temperature=2.0), 1.0),
+        (DistillationSettings("jsd", beta=0.3, temperature=0.9), 0.3),
+    ],
+    ids=["forward_kl", "reverse_kl", "jsd"],
+)
+def test_distillation_losses_are_those_of_the_gkd_trainer(chosen, beta):
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    peer, teacher = peer_model(0), peer_model(1)
+    ours, our_teacher = our_model(peer), our_model(teacher)
+    pack = pack_of(PROMPTS[:1], REJECTED[:1])
+    ids = torch.from_numpy(pack.ids)[None]
+    labels = torch.where(torch.from_numpy(pack.learned)[None], ids, -100)
+    with torch.no_grad():
+        known = teacher(input_ids=ids).logits
+        our_known = hidden_states(our_teacher, pack)
+    expected = gkd.GKDTrainer.generalized_jsd_loss(
+        peer(input_ids=ids).logits[:, :-1], known[:, :-1], labels[:, 1:],
+        beta=beta, temperature=chosen.temperature,
+    )  # fmt: skip
+    found = distillation_loss(
+        hidden_states(ours, pack), ours.head(), our_known, our_teacher.head(), pack, OPS, chosen
+    )
+    tensors = ours.named_tensors()
+    compare(f"GKD {chosen.divergence}", peer, expected, found / pack.num_targets, tensors)
