@@ -28,9 +28,9 @@ from fourbee.model.attention_modes import StreamingMode
 from fourbee.model.hub import resolve_model
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.data import encode_sample
 from fourbee.training.generators.generate import DataFile, Phase, samples
 from fourbee.training.generators.lexicon import load_lexicon
+from fourbee.training.samples import encode_sample
 
 PARTS = 10
 STEP_ROWS = 512

@@ -171,7 +171,7 @@ def _verdicts(required: Sequence[Mapping[str, Any]]) -> str:
 def _prompts(tokenizer: Tokenizer, path: Path | None, count: int, seed: int) -> list[list[int]]:
     from fourbee.evaluation.samples import prompt_ids
     from fourbee.text.chat_format import ChatFormat
-    from fourbee.training.data import read_lines
+    from fourbee.training.sources import Source, read_samples
 
     chat = ChatFormat(tokenizer)
     if path is None:
@@ -180,7 +180,7 @@ def _prompts(tokenizer: Tokenizer, path: Path | None, count: int, seed: int) -> 
     if not path.is_file():
         raise UsageError(f"--prompts {path}: no such file", "prompts")
     asked = []
-    for where, sample in itertools.islice(read_lines([path]), count):
+    for where, sample in itertools.islice(read_samples(Source(path)), count):
         if not sample.get("messages") and "prompt" not in sample:
             raise UsageError(f'{where}: expected the key "messages" or "prompt"', "prompts")
         asked.append(prompt_ids(tokenizer, chat, sample))
@@ -193,7 +193,7 @@ def _calibration(tokenizer: Tokenizer, path: Path | None, seed: int) -> list[lis
     from fourbee.model.calibrated import MOST_TOKENS
     from fourbee.text.chat_format import ChatFormat
     from fourbee.training.calibration import calibration_sequences
-    from fourbee.training.data import encode_sample
+    from fourbee.training.samples import encode_sample
 
     if path is not None:
         return calibration_sequences(path, tokenizer, MOST_TOKENS)

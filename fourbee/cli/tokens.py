@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from fourbee.foundation.errors import UsageError
 
 if TYPE_CHECKING:
     from fourbee.text.tokenizer import Tokenizer
+    from fourbee.training.samples import Document
 
 
 def tokens(
@@ -21,7 +24,8 @@ def tokens(
     conversation: Annotated[
         Path | None,
         typer.Option(
-            help='JSON lines of {"messages": [...], "tools": [...]}: shows the loss mask.'
+            help='JSON lines of {"messages": [...], "tools": [...]} or another form of training '
+            "samples: shows the loss mask, of a preference pair both sides."
         ),
     ] = None,
     line: Annotated[int, typer.Option(min=1, help="Which line of the conversation file.")] = 1,
@@ -39,28 +43,33 @@ def tokens(
     tokenizer = open_checkpoint(resolve_model(model)).tokenizer
     if text is not None:
         ids = tokenizer.encode(text, control_tokens=control)
-        learned = [False] * len(ids)
+        documents: Sequence[Document] = [(ids, [False] * len(ids))]
     else:
         assert conversation is not None
-        ids, learned = _conversation(tokenizer, conversation, line)
+        documents = _documents(tokenizer, conversation, line)
     console = Console(highlight=False)
-    console.print(_pieces(tokenizer, ids, learned, console.color_system is not None))
-    console.print(" ".join(str(token_id) for token_id in ids), style="dim", soft_wrap=True)
-    summary = f"{len(ids)} tokens" + (f", {sum(learned)} learned" if any(learned) else "")
-    console.print(summary, style="bold")
+    for ids, learned in documents:
+        console.print(pieces(tokenizer, ids, learned, console.color_system is not None))
+        console.print(" ".join(str(token_id) for token_id in ids), style="dim", soft_wrap=True)
+        summary = f"{len(ids)} tokens" + (f", {sum(learned)} learned" if any(learned) else "")
+        console.print(summary, style="bold")
 
 
-def _conversation(tokenizer: Tokenizer, path: Path, line: int) -> tuple[list[int], list[bool]]:
+def _documents(tokenizer: Tokenizer, path: Path, line: int) -> Sequence[Document]:
+    """The sample at that place of the file: one document, or both of a preference pair."""
     from fourbee.text.chat_format import ChatFormat
-    from fourbee.training.data import encode_sample, read_lines
+    from fourbee.training.samples import encode_pair, encode_sample, form_of
+    from fourbee.training.sources import Source, read_samples
 
-    for number, (_, sample) in enumerate(read_lines([path]), start=1):
-        if number == line:
-            return encode_sample(sample, tokenizer, ChatFormat(tokenizer))
+    for _, sample in islice(read_samples(Source(path)), line - 1, line):
+        chat = ChatFormat(tokenizer)
+        if form_of(sample) == "pair":
+            return encode_pair(sample, tokenizer, chat)
+        return [encode_sample(sample, tokenizer, chat)]
     raise UsageError(f"--line {line}: {path} has fewer lines")
 
 
-def _pieces(tokenizer: Tokenizer, ids: list[int], learned: list[bool], colour: bool) -> Text:
+def pieces(tokenizer: Tokenizer, ids: list[int], learned: list[bool], colour: bool) -> Text:
     """Pieces side by side; learned ones green, or in ⟦ ⟧ where there is no colour."""
     shown = Text()
     marked = False

@@ -1,8 +1,9 @@
 """Settings: frozen dataclasses filled from a TOML file and `--set key=value`, and nothing silently.
 
 An unknown key is an error that names the nearest known one; a value of the wrong type is an error
-that names the key, the value and the type. Not a framework: what it does not know (unions beyond
-`X | None`, dictionaries of settings) it refuses when the dataclass is first used.
+that names the key, the value and the type. A dataclass with a classmethod `from_text` may be given
+as a string. Not a framework: what it does not know (unions beyond `X | None`, dictionaries of
+settings) it refuses when the dataclass is first used.
 """
 
 from __future__ import annotations
@@ -105,6 +106,13 @@ def _shown(value: Any) -> str:
     """A value as a recipe would write it, near enough to read."""
     if isinstance(value, tuple):
         return f"[{', '.join(_shown(item) for item in value)}]"
+    if dataclasses.is_dataclass(value):
+        given = [
+            f"{field.name} = {_shown(getattr(value, field.name))}"
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        ]
+        return f"{{{', '.join(given)}}}"
     return repr(str(value)) if isinstance(value, Path) else repr(value)
 
 
@@ -121,6 +129,8 @@ def _toml_value(text: str) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, str) and hasattr(hint, "from_text"):
+            return hint.from_text(value)
         if not isinstance(value, Mapping):
             raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
         return build(typing.cast(type[Any], hint), value, path)

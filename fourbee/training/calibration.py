@@ -11,7 +11,8 @@ from pathlib import Path
 from fourbee.foundation.errors import FourbeeError, UsageError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.data import encode_sample, read_lines
+from fourbee.training.samples import encode_sample
+from fourbee.training.sources import Source, read_samples
 
 # More is not looked at: of a text its beginning.
 _BYTES_A_TOKEN = 16
@@ -20,7 +21,7 @@ _BYTES_A_TOKEN = 16
 def calibration_sequences(path: Path, tokenizer: Tokenizer, tokens: int) -> list[list[int]]:
     """Sequences of about so many tokens in all, fewer where the file has fewer.
 
-    Of a .jsonl (the forms of `data.py`) samples in a fixed random order, as skills may be sorted;
+    Of a .jsonl (the forms of `samples.py`) samples in a fixed random order, as skills may be sorted;
     of a .txt its beginning. UsageError for another ending and for what is not of these forms.
     """
     if not path.is_file():
@@ -39,7 +40,7 @@ def calibration_sequences(path: Path, tokenizer: Tokenizer, tokens: int) -> list
     sequences: list[list[int]] = []
     total = 0
     try:
-        lines = list(read_lines([path]))
+        lines = list(read_samples(Source(path)))
         random.Random(0).shuffle(lines)
         for _, sample in lines:
             if total >= tokens:

@@ -1,4 +1,8 @@
-"""A source as tokens: documents one after another, tokenised once and kept on disk."""
+"""A source as tokens: documents one after another, tokenised once and kept on disk.
+
+Arrays are mapped into memory, so that a corpus may be larger than that. Not here: what a sample
+means (`samples.py`), and which samples an update has (`run_plan.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.training.sources import Source
+
+# The arrays of a corpus, as they are kept.
+ARRAYS = {
+    "ids": np.int32,
+    "learned": np.bool_,
+    "offsets": np.int64,
+    "difficulty": np.float64,
+    "cuttable": np.bool_,
+    "labels": np.bool_,
+    "lines": np.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -22,10 +37,13 @@ class Corpus:
     ids: npt.NDArray[np.int32]
     learned: npt.NDArray[np.bool_]  # which tokens are to be predicted
     offsets: npt.NDArray[np.int64]  # [D + 1]
-    difficulty: npt.NDArray[np.float32]  # [samples]
+    difficulty: npt.NDArray[np.float64]  # [samples]: the key "difficulty", else the tokens
     cuttable: npt.NDArray[np.bool_]  # [samples]: a text that may be cut where it is too long
+    labels: npt.NDArray[np.bool_]  # [samples]: of unpaired preferences
     lines: npt.NDArray[np.int64]  # [samples]: in the source, from 1
+    answers: tuple[str, ...] = ()  # [samples]: of tasks; empty for others
     parts: int = 1
+    skipped: int = 0  # bad samples that were left out, where the source allows it
 
     def __len__(self) -> int:
         """Samples."""

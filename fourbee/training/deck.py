@@ -43,7 +43,7 @@ class Deck:
         self._cards: list[Piece] = []  # the next is the last
         self._left: dict[Sample, int] = {}  # pieces of a cut text that are still to be drawn
         self._too_hard: list[tuple[float, Piece]] = []  # heaps: the first to come back on top
-        self._too_long: list[tuple[int, Piece]] = []
+        self._too_long: list[tuple[float, Piece]] = []
 
     def draw(self, difficulty: float = 1.0, length: float = math.inf) -> Piece:
         """The next piece among the easiest fraction `difficulty` of each corpus.

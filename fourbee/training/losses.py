@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_ops import TorchOperations
-from fourbee.training.data import Pack
+from fourbee.training.packing import Pack
 
 _CHUNK_BYTES = 64 << 20  # of float32 logits at once, while that is 64 to 1,024 rows
 _FEWEST_ROWS, _MOST_ROWS = 64, 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +43,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise UsageError(
-                f"expected exactly one of epochs, updates, tokens; given: {', '.join(given) or 'none'}"
-            )
+            found = ", ".join(given) or "none"
+            raise UsageError(f"expected exactly one of epochs, updates, tokens; given: {found}")
         for name, least in ((given[0], 1), ("tokens_per_update", 2), ("tokens_per_pack", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected at least {least}")
@@ -86,91 +86,104 @@ def plan_run(
     `positions`: what the model has. TrainingError, naming the line, for a conversation or pair
     that is longer than a pack or the positions; a plain text is cut.
     """
-    curriculum = Curriculum(settings.curriculum)
-    total, updates = _budget(corpora, settings, curriculum)
-    longest = min(settings.tokens_per_pack, positions or settings.tokens_per_pack)
     _refuse_long(corpora, settings.tokens_per_pack, positions)
-    endless = updates is not None
-    drawn = _draw(corpora, settings, curriculum, seed, longest, total, endless)
+    curriculum = Curriculum(settings.curriculum)
+    total = _budget(corpora, settings, curriculum)
+    longest = min(settings.tokens_per_pack, positions or settings.tokens_per_pack)
+    drawn = iter(_Drawing(corpora, settings, curriculum, seed, longest, total))
     ahead: list[Piece] = []
-    rows: list[Piece] = []
+    pieces: list[Piece] = []
     offsets = [0]
     packed = 0
-    while updates is None or len(offsets) <= updates:
+    while settings.updates is None or len(offsets) <= settings.updates:
         size = curriculum.tokens_per_update.at(packed / total, settings.tokens_per_update)
-        pieces = take_update(ahead, drawn, round(size), corpora)
-        if not pieces:
+        taken = take_update(ahead, drawn, round(size), corpora)
+        if not taken:
             break
-        rows += pieces
-        offsets.append(len(rows))
-        packed += sum(piece.tokens for piece in pieces)
+        pieces += taken
+        offsets.append(len(pieces))
+        packed += sum(piece.tokens for piece in taken)
     return RunPlan(
         tuple(corpora),
         settings.tokens_per_pack,
-        np.array(rows, np.int64).reshape(-1, 4),
+        np.array(pieces, np.int64),
         np.array(offsets, np.int64),
     )
 
 
-def _draw(
-    corpora: Sequence[Corpus],
-    settings: DataSettings,
-    curriculum: Curriculum,
-    seed: int,
-    longest: int,
-    total: float,
-    endless: bool,
-) -> Iterator[Piece]:
-    """Pieces in the order of the run, until `total` tokens are drawn."""
-    longest = min(longest, round(max(curriculum.length.values, default=longest)))
-    sizes = max(curriculum.tokens_per_update.values, default=settings.tokens_per_update)
-    longest = max(2, min(longest, round(sizes)))
-    mixed = settings.mixture or curriculum.shares or len({s.weight for s in settings.sources}) > 1
-    members = [[one] for one in range(len(corpora))] if mixed else [list(range(len(corpora)))]
-    decks = [
-        Deck(corpora, group, longest, f"{seed}:{number}", settings.shuffle)
-        for number, group in enumerate(members)
-    ]
-    mixture = settings.mixture or Mixture()
-    counts = [len(corpus.ids) for corpus in corpora]
-    shares = mixture.of_sources(settings.sources, counts) if mixed else [1.0]
-    balance = Balance(len(decks))
-    tokens = 0
-    while endless or tokens < total:
-        place = min(1.0, tokens / total)
-        if curriculum.shares:
-            groups = {name: one.at(place, 0.0) for name, one in curriculum.shares.items()}
-            shares = mixture.of_sources(settings.sources, counts, groups)
-        turn = balance.next(shares) if mixed else 0
-        difficulty = curriculum.difficulty.at(place, 1.0)
-        length = round(curriculum.length.at(place, longest))
-        piece = decks[turn].draw(
-            difficulty, max(length, 2) if curriculum.length.places else math.inf
-        )
-        # The token that two pieces share is counted once.
-        count = piece.tokens - (piece.first > 0)
-        tokens += count
-        balance.add(turn, count, shares)
-        if corpora[piece.corpus].cuttable[piece.sample]:
-            for first, stop in cut(piece.tokens, min(length, longest), -1):
-                yield piece._replace(first=piece.first + first, stop=piece.first + stop)
-        else:
-            yield piece
+class _Drawing:
+    """The pieces of a run in their order, until its tokens are drawn; without end for updates."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        settings: DataSettings,
+        curriculum: Curriculum,
+        seed: int,
+        longest: int,
+        total: float,
+    ) -> None:
+        self.corpora, self.sources, self.curriculum = corpora, settings.sources, curriculum
+        self.total = math.inf if settings.updates is not None else total
+        self.scale = total
+        self.mixture = settings.mixture or Mixture()
+        self.counts = [len(corpus.ids) for corpus in corpora]
+        uneven = len({source.weight for source in self.sources}) > 1
+        self.mixed = bool(settings.mixture or curriculum.shares or uneven)
+        # What curriculum makes shorter is cut when it is drawn.
+        lengths = curriculum.length.values or [longest]
+        sizes = curriculum.tokens_per_update.values or [settings.tokens_per_update]
+        self.longest = round(min(longest, max(lengths), max(sizes)))
+        every = list(range(len(corpora)))
+        self.decks = [
+            Deck(corpora, members, self.longest, f"{seed}:{number}", settings.shuffle)
+            for number, members in enumerate([[one] for one in every] if self.mixed else [every])
+        ]
+
+    def __iter__(self) -> Iterator[Piece]:
+        balance = Balance(len(self.decks))
+        tokens = 0
+        while tokens < self.total:
+            place = min(1.0, tokens / self.scale)
+            shares = self._shares(place)
+            turn = balance.next(shares)
+            length = self.curriculum.length.at(place, math.inf)
+            piece = self.decks[turn].draw(self.curriculum.difficulty.at(place, 1.0), length)
+            # The token that two pieces share is counted once.
+            count = piece.tokens - (piece.first > 0)
+            tokens += count
+            balance.add(turn, count, shares)
+            if self.corpora[piece.corpus].cuttable[piece.sample]:
+                for first, stop in cut(piece.tokens, int(min(length, self.longest)), -1):
+                    yield piece._replace(first=piece.first + first, stop=piece.first + stop)
+            else:
+                yield piece
+
+    def _shares(self, place: float) -> Sequence[float]:
+        """Of each deck."""
+        if not self.mixed:
+            return [1.0]
+        if not self.curriculum.shares:
+            return self._constant_shares
+        groups = {name: one.at(place, 0.0) for name, one in self.curriculum.shares.items()}
+        return self.mixture.of_sources(self.sources, self.counts, groups)
+
+    @cached_property
+    def _constant_shares(self) -> list[float]:
+        return self.mixture.of_sources(self.sources, self.counts)
 
 
-def _budget(
-    corpora: Sequence[Corpus], settings: DataSettings, curriculum: Curriculum
-) -> tuple[float, int | None]:
-    """Tokens of the run, and its updates where they are what is given."""
+def _budget(corpora: Sequence[Corpus], settings: DataSettings, curriculum: Curriculum) -> float:
+    """Tokens of the run; where its updates are what is given, about as many as they will have."""
     if settings.tokens is not None:
-        return settings.tokens, None
+        return settings.tokens
     if settings.epochs is not None:
-        return settings.epochs * sum(len(corpus.ids) for corpus in corpora), None
+        return settings.epochs * sum(len(corpus.ids) for corpus in corpora)
     assert settings.updates is not None
     places = np.linspace(0.0, 1.0, 1001)
     sizes = [curriculum.tokens_per_update.at(p, settings.tokens_per_update) for p in places]
     # Of T tokens, dT / size are an update.
-    return settings.updates / float(np.mean(1 / np.array(sizes))), settings.updates
+    return settings.updates / float(np.mean(1 / np.array(sizes)))
 
 
 def _refuse_long(corpora: Sequence[Corpus], tokens_per_pack: int, positions: int | None) -> None:
@@ -178,9 +191,7 @@ def _refuse_long(corpora: Sequence[Corpus], tokens_per_pack: int, positions: int
         whole = ~corpus.cuttable
         limits = [("tokens_per_pack", tokens_per_pack, corpus.sample_tokens)]
         if positions is not None:
-            longest = np.maximum.reduceat(
-                corpus.lengths, np.arange(0, len(corpus.lengths), corpus.parts)
-            )
+            longest = corpus.lengths.reshape(-1, corpus.parts).max(axis=1)
             limits.append(("the model's positions", positions, longest))
         for name, limit, tokens in limits:
             found = np.flatnonzero(whole & (tokens > limit))

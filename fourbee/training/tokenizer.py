@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import fourbee.text
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.text.chat_template import ChatTemplate
-from fourbee.training.data import read_lines
 from fourbee.training.generators.lexicon import han_characters
+from fourbee.training.sources import Source, read_samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def chat_template() -> str:
 
 def _texts(recipe: TokenizerRecipe, template: ChatTemplate) -> Iterator[str]:
     """Samples as they will be read, spread evenly over the files' lines."""
-    lines: list[dict[str, Any]] = [dict(sample) for _, sample in read_lines(recipe.data)]
+    lines = [dict(one) for path in recipe.data for _, one in read_samples(Source(path))]
     for sample in lines[:: max(1, len(lines) // recipe.max_samples)]:
         if "messages" in sample:
             yield template.render({"messages": sample["messages"], "tools": sample.get("tools")})

@@ -10,6 +10,7 @@ import pytest
 
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.training.optimizers import OptimizerSettings
+from fourbee.training.sources import Source
 from fourbee.training.tokenizer import chat_template
 from fourbee.training.trainer import ModelShape, TrainRecipe
 
@@ -67,7 +68,7 @@ class SilentReporter:
 def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TrainRecipe:
     return TrainRecipe(
         output=tmp_path / "run",
-        data=(data_file,),
+        data=(Source(data_file),),
         tokenizer=tokenizer_folder,
         model=ModelShape(64, 128, 2, 2, 1, 32, 256),
         optimizer=OptimizerSettings(learning_rate=3e-3, matrices="muon", warmup_updates=2),

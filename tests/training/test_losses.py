@@ -1,6 +1,8 @@
-"""Cross-entropy and log-probabilities in chunks, token-exact over packs, the same packed or not."""
+"""The loss: cross-entropy in chunks, token-exact over packs, the same packed or not."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +13,12 @@ from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
-from fourbee.training import losses
-from fourbee.training.data import Corpus, Pack, make_pack
-from fourbee.training.losses import (
-    _MOST_ROWS,
-    chunks,
-    next_token_loss,
-    sum_by_document,
-    targets_by_document,
-    token_logps,
-)
+from fourbee.training.corpus import Corpus
+from fourbee.training.losses import _CHUNK, next_token_loss
 from fourbee.training.network import TrainableQwen3
+from fourbee.training.packing import Pack
+
+from .corpora import corpus_of, pack_of
 
 VOCAB, WIDTH = 97, 24
 CONFIG = Qwen3Config(
@@ -49,7 +46,7 @@ def random_pack(tokens: int, share: float, seed: int = 0) -> Pack:
     rng = np.random.default_rng(seed)
     learned = rng.random(tokens) < share
     learned[0] = False
-    return Pack(rng.integers(0, VOCAB, tokens), np.arange(tokens), learned, (tokens,))
+    return Pack(rng.integers(0, VOCAB, tokens), np.arange(tokens), learned, (tokens,), (0,))
 
 
 def random_head(tokens: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +74,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-6) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("tokens", [2, 50, _MOST_ROWS + 1, 2 * _MOST_ROWS + 77])
+@pytest.mark.parametrize("tokens", [2, 50, _CHUNK + 1, 2 * _CHUNK + 77])
 def test_value_and_gradients_are_those_of_torchs_cross_entropy(ops, tokens, dtype):
     pack = random_pack(tokens, share=1.0)
     hidden, weight = random_head(tokens, scale=3.0)
@@ -125,132 +122,6 @@ def test_without_gradients_nothing_is_kept(ops):
     assert with_gradient.loss.item() == result.loss.item()
 
 
-def test_measuring_makes_no_gradients(ops, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a gradient of the head was made")
-
-    monkeypatch.setattr(losses, "add_outer_products", refuse)
-    pack = random_pack(40, share=1.0)
-    hidden, weight = random_head(40)
-    with torch.no_grad():
-        next_token_loss(hidden * 1, Linear(weight), pack, ops)
-    frozen = Linear(weight.detach())
-    next_token_loss(hidden, frozen, pack, ops).loss.backward()
-    (token_logps(hidden, frozen, pack, ops).sum()).backward()
-    with pytest.raises(AssertionError, match="of the head"):
-        next_token_loss(hidden, Linear(weight), pack, ops)
-
-
-@pytest.mark.parametrize("vocabulary", [97, 4096, 151_936, 10_000_000])
-def test_chunks_are_about_64_megabytes_of_logits(vocabulary):
-    slices = list(chunks(5000, vocabulary))
-    assert [one.start for one in slices] == [0, *(one.stop for one in slices[:-1])]
-    assert slices[-1].stop == 5000
-    rows = {one.stop - one.start for one in slices[:-1]}
-    assert rows == {{97: 1024, 4096: 1024, 151_936: 110, 10_000_000: 64}[vocabulary]}
-    assert not list(chunks(0, vocabulary))
-
-
-def test_a_pack_without_targets_costs_nothing(ops):
-    pack = random_pack(5, share=0.0)
-    hidden, weight = random_head(5)
-    result = next_token_loss(hidden, Linear(weight), pack, ops)
-    logps = token_logps(hidden, Linear(weight), pack, ops)
-    (result.loss + logps.sum()).backward()
-    assert result.loss.item() == 0.0
-    assert logps.shape == (0,)
-    assert not hidden.grad.any()
-    assert not weight.grad.any()
-    assert sum_by_document(logps, pack).tolist() == [0.0]
-
-
-def test_a_second_backward_pass_is_refused(ops):
-    pack = random_pack(5, share=1.0)
-    hidden, weight = random_head(5)
-    loss = next_token_loss(hidden, Linear(weight), pack, ops).loss
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-# ---- log-probabilities of tokens
-
-
-def loop_logps(hidden, weight, pack: Pack, temperature: float) -> torch.Tensor:
-    """One token after another, from whole logits, in the type of the arguments."""
-    found = []
-    for token in np.flatnonzero(pack.learned):
-        logits = weight @ hidden[token - 1] / temperature
-        found.append(logits[pack.ids[token]] - logits.logsumexp(-1))
-    return torch.stack(found)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_and_their_gradients_are_those_of_a_loop(monkeypatch, dtype, temperature):
-    monkeypatch.setattr(losses, "_FEWEST_ROWS", 16)
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", 1)  # 16 rows a chunk
-    pack = random_pack(61, share=0.6)
-    hidden, weight = random_head(61, scale=3.0)
-    exact = [one.detach().double().requires_grad_() for one in (hidden, weight)]
-    expected = loop_logps(*exact, pack, temperature)
-    given = torch.randn(len(expected), generator=torch.Generator().manual_seed(1)) / len(expected)
-    (expected * given).sum().backward()
-
-    mine = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight)]
-    found = token_logps(mine[0], Linear(mine[1]), pack, TorchOperations("cpu", dtype), temperature)
-    (found * given).sum().backward()
-    wide = dtype == torch.float64
-    close(found, expected, 1e-12 if wide else 1e-5)
-    for one, other in zip(mine, exact, strict=True):
-        close(one.grad, other.grad, 1e-14 if wide else 1e-6)
-
-
-def test_only_asked_for_gradients_are_made(ops):
-    pack = random_pack(40, share=0.5)
-    hidden, weight = random_head(40)
-    token_logps(hidden, Linear(weight), pack, ops).square().sum().backward()
-    both = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
-    token_logps(hidden, Linear(weight.detach()), pack, ops).square().sum().backward()
-    token_logps(hidden.detach(), Linear(weight), pack, ops).square().sum().backward()
-    assert torch.equal(hidden.grad, both[0])
-    assert torch.equal(weight.grad, both[1])
-
-
-def test_bfloat16_log_probabilities_are_near(ops, monkeypatch):
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", 4 * WIDTH * 10)  # the head in slabs of 10 rows
-    pack = random_pack(200, share=1.0)
-    hidden, weight = random_head(200)
-    token_logps(hidden, Linear(weight), pack, ops).mean().backward()
-    expected = weight.grad
-    weight.grad = None
-    half = TorchOperations("cpu", torch.bfloat16)
-    token_logps(hidden, Linear(weight), pack, half).mean().backward()
-    assert weight.grad.dtype == torch.float32
-    close(weight.grad, expected, 0.01)
-
-
-def test_huge_logits_give_finite_log_probabilities(ops):
-    pack = random_pack(40, share=1.0)
-    hidden, weight = random_head(40, scale=1e4)
-    logps = token_logps(hidden, Linear(weight), pack, ops)
-    logps.sum().backward()
-    assert logps.min() < -1e4
-    assert all(torch.isfinite(one).all() for one in (logps, hidden.grad, weight.grad))
-
-
-def test_sums_by_document_are_those_of_a_loop(corpus):
-    pack = make_pack(corpus, [4, 1, 0])
-    counts = targets_by_document(pack)
-    assert counts.tolist() == [3, 1, 5]
-    values = torch.arange(9.0, requires_grad=True)
-    sums = sum_by_document(values, pack)
-    assert sums.tolist() == [3.0, 3.0, 30.0]
-    (sums * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
-    assert values.grad.tolist() == [1.0] * 3 + [10.0] + [100.0] * 5
-
-
 def test_bfloat16_products_are_near(ops):
     pack = random_pack(200, share=1.0)
     hidden, weight = random_head(200)
@@ -271,9 +142,8 @@ def corpus() -> Corpus:
     rng = np.random.default_rng(1)
     lengths = [9, 2, 30, 17, 5]
     learned = [np.arange(n) >= max(1, n // 2) for n in lengths]
-    offsets = np.cumsum([0, *lengths])
-    ids = rng.integers(0, CONFIG.vocab_size, offsets[-1], dtype=np.int32)
-    return Corpus(ids, np.concatenate(learned), offsets)
+    ids = rng.integers(0, CONFIG.vocab_size, sum(lengths), dtype=np.int32)
+    return replace(corpus_of(lengths), ids=ids, learned=np.concatenate(learned))
 
 
 def summed(model: TrainableQwen3, packs: list[Pack], ops: TorchOperations):
@@ -294,9 +164,9 @@ def summed(model: TrainableQwen3, packs: list[Pack], ops: TorchOperations):
 def test_packed_documents_have_the_loss_and_gradients_of_single_ones(corpus, ops):
     model = TrainableQwen3(CONFIG, seed=0)
     everything = list(range(len(corpus)))
-    whole, gradients = summed(model, [make_pack(corpus, everything)], ops)
+    whole, gradients = summed(model, [pack_of(corpus, everything)], ops)
     for split in ([[one] for one in everything], [[4, 0], [2], [1, 3]]):
-        loss, single = summed(model, [make_pack(corpus, part) for part in split], ops)
+        loss, single = summed(model, [pack_of(corpus, part) for part in split], ops)
         assert loss == pytest.approx(whole, abs=1e-6)
         for name, gradient in gradients.items():
             close(single[name], gradient)
@@ -306,7 +176,7 @@ def test_packed_documents_have_the_loss_and_gradients_of_single_ones(corpus, ops
 
 def test_an_update_is_a_mean_over_tokens_not_over_packs(corpus, ops):
     model = TrainableQwen3(CONFIG, seed=0)
-    packs = [make_pack(corpus, [1]), make_pack(corpus, [2])]  # 1 and 15 targets
+    packs = [pack_of(corpus, [1]), pack_of(corpus, [2])]  # 1 and 15 targets
     alone = [summed(model, [pack], ops)[0] for pack in packs]
     together, _ = summed(model, packs, ops)
     assert [pack.num_targets for pack in packs] == [1, 15]

@@ -155,7 +155,7 @@ def test_kill_minus_nine_leaves_a_run_that_resumes_to_the_same_bits(recipe, tmp_
                 def update(self, done, total, record): print(done, flush=True)
 
             table = dict(
-                output=sys.argv[1], data=[{str(recipe.data[0])!r}],
+                output=sys.argv[1], data=[{str(recipe.data[0].path)!r}],
                 tokenizer={str(recipe.tokenizer)!r}, tokens_per_update=200, epochs=2,
                 checkpoint_every=2, threads=1, precision="float32",
                 model=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2,

@@ -1,0 +1,234 @@
+"""From a source to its corpus: tokenised by one or more processes, and cached beside the run.
+
+The cache of a source is a folder of plain .npy files, named by a digest of all that it depends on,
+with a checksum: what is damaged is made anew, and what is half written is never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
+from fourbee.text.chat_format import ChatFormat
+from fourbee.text.tokenizer import Tokenizer
+from fourbee.training.corpus import ARRAYS, Corpus
+from fourbee.training.samples import Encoded, Loss, encode
+from fourbee.training.sources import Numbered, Source, house_sample, read_raw
+
+# Of the layout of the cache and of how samples become tokens: raise it when either changes.
+_VERSION = 1
+# Samples that a process is given at once.
+_CHUNK = 256
+
+Chunk = list[tuple[int, Any]]
+
+
+def load_corpus(
+    source: Source,
+    tokenizer_folder: Path,
+    loss: Loss,
+    cache: Path,
+    progress: Callable[[int], None] = lambda _: None,
+    workers: int = 1,
+) -> Corpus:
+    """The corpus of a source; tokenised once and kept under `cache`, mapped into memory.
+
+    `progress` is told of samples done. Raises TrainingError naming file and line of the first
+    sample that is none.
+    """
+    folder = cache / f"{source.name}-{_fingerprint(source, tokenizer_folder, loss)}"
+    kept = _read(folder, source)
+    if kept is None:
+        _write(folder, tokenise(source, tokenizer_folder, loss, progress, workers))
+        kept = _read(folder, source)
+        if kept is None:
+            raise TrainingError(
+                f"{folder}: what was just written cannot be read; is the disk full?"
+            )
+    return kept
+
+
+def tokenise(
+    source: Source,
+    tokenizer_folder: Path,
+    loss: Loss,
+    progress: Callable[[int], None] = lambda _: None,
+    workers: int = 1,
+) -> Corpus:
+    """The corpus of a source; the same for any number of `workers` (processes)."""
+    parts: list[Corpus] = []
+    for part in _corpora(source, tokenizer_folder, loss, workers):
+        parts.append(part)
+        progress(len(part))
+    joined = _joined(source, parts)
+    if not len(joined):
+        skipped = f" but {joined.skipped} bad ones" if joined.skipped else ""
+        raise TrainingError(f"{source.path}: holds no samples{skipped}")
+    return joined
+
+
+def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator[Corpus]:
+    """Chunk after chunk. The first bad sample is the one that is raised, whoever found it."""
+    if workers <= 1:
+        yield from (_encode(source, folder, loss, chunk) for chunk in _chunks(read_raw(source)))
+        return
+    pending: deque[Future[Corpus]] = deque()
+    unread: FourbeeError | None = None
+    # Not forked: the parent may have threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            for chunk in _chunks(read_raw(source)):
+                pending.append(pool.submit(_encode, source, folder, loss, chunk))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+        except FourbeeError as error:
+            unread = error
+        while pending:
+            yield pending.popleft().result()
+    if unread is not None:
+        raise unread
+
+
+def _chunks(samples: Numbered) -> Iterator[Chunk]:
+    chunk: Chunk = []
+    try:
+        for one in samples:
+            chunk.append(one)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    except FourbeeError:
+        # One of those before what cannot be read may be bad.
+        yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _encode(source: Source, folder: Path, loss: Loss, chunk: Chunk) -> Corpus:
+    tokenizer, chat = _tokenizer(folder)
+    encoded: list[Encoded] = []
+    numbers, difficulty = [], []
+    for number, raw in chunk:
+        try:
+            sample = house_sample(raw, source)
+            one = encode(sample, loss, tokenizer, chat)
+            tokens = sum(len(ids) for ids, _ in one.documents)
+            difficulty.append(_difficulty(sample, tokens))
+        except FourbeeError as error:
+            if isinstance(error, UsageError) and error.parameter == "format":
+                raise
+            if source.bad_samples == "skip":
+                continue
+            raise TrainingError(f"{source.path}:{number}: {error}") from None
+        encoded.append(one)
+        numbers.append(number)
+    documents = [document for one in encoded for document in one.documents]
+    return Corpus(
+        source=source,
+        ids=np.array([i for ids, _ in documents for i in ids], np.int32),
+        learned=np.array([one for _, learned in documents for one in learned], np.bool_),
+        offsets=np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64),
+        difficulty=np.array(difficulty, np.float64),
+        cuttable=np.array([one.cuttable for one in encoded], np.bool_),
+        labels=np.array([one.label for one in encoded], np.bool_),
+        lines=np.array(numbers, np.int64),
+        answers=tuple(one.answer for one in encoded) if loss == "prompt" else (),
+        parts=2 if loss == "pair" else 1,
+        skipped=len(chunk) - len(encoded),
+    )
+
+
+@cache
+def _tokenizer(folder: Path) -> tuple[Tokenizer, ChatFormat]:
+    """Read once a process."""
+    tokenizer = Tokenizer.load(folder)
+    return tokenizer, ChatFormat(tokenizer)
+
+
+def _difficulty(sample: Any, tokens: int) -> float:
+    value = sample.get("difficulty", tokens)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TrainingError(f"difficulty is {value!r}; expected a number")
+    return float(value)
+
+
+def _joined(source: Source, parts: Sequence[Corpus]) -> Corpus:
+    if not parts:
+        nothing = {name: np.zeros(name == "offsets", dtype) for name, dtype in ARRAYS.items()}
+        return Corpus(source, **nothing)
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ARRAYS
+        if name != "offsets"
+    }
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Corpus(
+        source,
+        offsets=offsets,
+        answers=tuple(answer for part in parts for answer in part.answers),
+        parts=parts[0].parts,
+        skipped=sum(part.skipped for part in parts),
+        **arrays,
+    )
+
+
+def _read(folder: Path, source: Source) -> Corpus | None:
+    """What is kept in the folder; None where nothing is, or not what was written."""
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        if about["checksums"] != {name: zlib.crc32(array) for name, array in arrays.items()}:
+            return None
+        answers = tuple(about["answers"])
+        return Corpus(
+            source, **arrays, answers=answers, parts=about["parts"], skipped=about["skipped"]
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _write(folder: Path, corpus: Corpus) -> None:
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name in ARRAYS:
+        np.save(partial / f"{name}.npy", getattr(corpus, name))
+    about = {
+        "checksums": {name: zlib.crc32(getattr(corpus, name)) for name in ARRAYS},
+        "answers": corpus.answers,
+        "parts": corpus.parts,
+        "skipped": corpus.skipped,
+    }
+    (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    # Here is something only if it is damaged, or just written by another process of the run.
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _fingerprint(source: Source, tokenizer_folder: Path, loss: Loss) -> str:
+    """All that decides how samples become tokens: the vocabulary, the chat template, the ends."""
+    names = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    beside = [tokenizer_folder / name for name in names if (tokenizer_folder / name).is_file()]
+    about = (_VERSION, loss, source.format, source.bad_samples, source.path.name)
+    digest = hashlib.sha256(repr(about).encode())
+    for path in [*source.files(), tokenizer_folder / "tokenizer.json", *beside]:
+        if not path.is_file():
+            raise TrainingError(f"{path}: no such file")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
