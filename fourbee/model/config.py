@@ -164,8 +164,8 @@ def _refuse_other_networks(values: Mapping[str, Any], source: str) -> None:
     for name in values.get("architectures") or ():
         if str(name).endswith("ForSequenceClassification"):
             raise ModelFileError(
-                f"{source}: architectures = {name!r}: a reward model, which scores texts and writes "
-                "none; expected 'Qwen3ForCausalLM'"
+                f"{source}: architectures = {name!r}: a reward model, which scores texts and "
+                "writes none; expected 'Qwen3ForCausalLM'"
             )
     for key, allowed in _FIXED.items():
         if key in values and values[key] not in allowed:

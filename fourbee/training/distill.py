@@ -17,7 +17,6 @@ import torch
 from fourbee.engine.sampling import SamplingParams
 from fourbee.foundation.errors import UsageError
 from fourbee.model.config import Qwen3Config
-from fourbee.training.tokenise import load_corpora
 from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.export import export_model, initial_weights
 from fourbee.training.held_out import HeldOutTexts
@@ -30,6 +29,7 @@ from fourbee.training.run_plan import DataSettings, RunPlan, plan_run
 from fourbee.training.sources import Source
 from fourbee.training.stage import Batch, PartLoss
 from fourbee.training.tasks import Tasks
+from fourbee.training.tokenise import load_corpora
 from fourbee.training.trainer import Reporter, Trainer
 
 
@@ -69,8 +69,7 @@ class DistillStage:
         self.held_out = HeldOutTexts(recipe, learner)
         self.plan: RunPlan | None = None
         if recipe.on_policy < 1:
-            folder = recipe.tokenizer_folder
-            corpora = load_corpora(recipe, "assistant", folder, reporter.preparing)
+            corpora = load_corpora(recipe, "assistant", reporter.preparing)
             positions = learner.model.config.max_position_embeddings
             self.plan = plan_run(corpora, recipe, recipe.seed, positions)
         self.tasks: Tasks | None = None

@@ -17,7 +17,6 @@ from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.training.checks import expect
-from fourbee.training.data import Pack
 from fourbee.training.losses import (
     HeadGradients,
     accumulation_type,
@@ -26,6 +25,7 @@ from fourbee.training.losses import (
     logits_of,
     target_rows,
 )
+from fourbee.training.packing import Pack
 
 # Matrices of a chunk's logits that exist at once: both models', the mixture's, two to work on.
 _MATRICES = 5

@@ -31,8 +31,8 @@ from fourbee.training.policy_losses import (
     sequence_weights,
 )
 from fourbee.training.recipe import TrainRecipe, at_least_one
-from fourbee.training.rewards import RewardTerm, Rewards
 from fourbee.training.reward_model import Scorer
+from fourbee.training.rewards import Rewards, RewardTerm
 from fourbee.training.rollouts import Rollout, RolloutEngine, rollout_seed
 from fourbee.training.sources import Source
 from fourbee.training.stage import Batch, PartLoss
@@ -251,7 +251,9 @@ class GrpoStage:
         if self.recipe.updates_per_rollout > 1:
             with torch.no_grad():
                 old = self.learner.logps(pack, self.recipe.temperature)
-        reference = self.reference and self.reference.logps(pack, self.recipe.temperature)
+        reference = None
+        if self.reference is not None:
+            reference = self.reference.logps(pack, self.recipe.temperature)
         return PolicyPart(
             pack=pack,
             advantages=advantages.repeat_interleave(counts).to(device),
@@ -264,7 +266,4 @@ class GrpoStage:
 
 def grpo(recipe: GrpoRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
-    return Trainer(
-        recipe, lambda learner, told: GrpoStage(recipe, learner, told), reporter
-    ).train()
-
+    return Trainer(recipe, lambda learner, told: GrpoStage(recipe, learner, told), reporter).train()

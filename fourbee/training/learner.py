@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,10 +36,10 @@ class Learner:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_recipe(cls, recipe: TrainRecipe) -> Learner:
-        """The network of a recipe before its first update."""
+    def from_recipe(cls, recipe: TrainRecipe, scored: bool = False) -> Learner:
+        """The network of a recipe before its first update; `scored`: a reward model."""
         ops = TrainingOperations(recipe.device, DTYPES[recipe.precision])
-        model = _network(recipe).to(recipe.device)
+        model = _network(recipe, scored).to(recipe.device)
         return cls(model, ops, Tokenizer.load(recipe.tokenizer_folder))
 
     @property
@@ -85,13 +83,12 @@ class Reference:
             return self._learner.logps(pack, temperature)
 
 
-def _network(recipe: TrainRecipe) -> TrainableQwen3:
-    options = {"checkpointing": recipe.checkpointing, "compiled": recipe.compile}
+def _network(recipe: TrainRecipe, scored: bool) -> TrainableQwen3:
     if recipe.init_from is None:
         config = recipe.model.config(_padded(vocabulary_size(recipe)))
-        return TrainableQwen3(config, recipe.seed, **options)
+        return TrainableQwen3(config, recipe.seed)
     config = with_positions(Qwen3Config.load(recipe.init_from), recipe.positions)
-    model = TrainableQwen3(config, recipe.seed, lora=recipe.lora, **options)
+    model = TrainableQwen3(config, recipe.seed, recipe.lora, scored)
     initial_weights(model, recipe.init_from)
     return model
 

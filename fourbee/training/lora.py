@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): small matrices beside frozen ones, trained in their place.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): small matrices beside frozen ones, trained for them.
 
 An adapted map is `y = x W^T + scale (x A^T) B^T` with A `[r, D]` and B `[N, r]`. B starts at zero,
 so that an adapter changes nothing before its first update. Files are in PEFT's format.
@@ -92,7 +92,9 @@ def save_adapter(
 ) -> None:
     """Writes an adapter in PEFT's format."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{_PREFIX}{name}.weight": one.detach().contiguous() for name, one in adapter.items()}
+    tensors = {
+        f"{_PREFIX}{name}.weight": one.detach().contiguous() for name, one in adapter.items()
+    }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fourbee.training.corpus import Corpus
-from fourbee.training.tokenise import load_corpora, load_held_out
 from fourbee.training.export import export_model
+from fourbee.training.held_out import held_out_corpus
 from fourbee.training.learner import Learner
 from fourbee.training.losses import sum_by_document, targets_by_document
 from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
@@ -30,8 +30,9 @@ from fourbee.training.preference_losses import (
 )
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.run_plan import DataSettings, plan_run
-from fourbee.training.samples import Document
+from fourbee.training.samples import Document, Loss
 from fourbee.training.stage import Batch, PartLoss, merged
+from fourbee.training.tokenise import load_corpora
 from fourbee.training.trainer import Reporter, Trainer
 
 
@@ -68,7 +69,9 @@ class PreferenceData:
         if known:
             self._known = [self._logps(learner, index) for index in range(len(self.corpora))]
 
-    def parts(self, pieces: Sequence[Piece], baseline: Tensor | None = None) -> list[PreferencePart]:
+    def parts(
+        self, pieces: Sequence[Piece], baseline: Tensor | None = None
+    ) -> list[PreferencePart]:
         """Samples as parts of an update."""
         packs = make_packs(self.corpora, pieces, self._tokens_per_pack)
         return [self._part(pack, pieces, baseline) for pack in packs]
@@ -78,9 +81,7 @@ class PreferenceData:
         one = self.corpora[corpus]
         return [Piece(corpus, sample, 0, one.tokens(sample)) for sample in range(len(one))]
 
-    def _part(
-        self, pack: Pack, pieces: Sequence[Piece], baseline: Tensor | None
-    ) -> PreferencePart:
+    def _part(self, pack: Pack, pieces: Sequence[Piece], baseline: Tensor | None) -> PreferencePart:
         samples = [pieces[index] for index in pack.documents]
         reference = None
         if self._known is not None:
@@ -111,7 +112,7 @@ class PreferenceStage:
         self.learner = learner
         self.form = PREFERENCE_LOSSES[recipe.preference.loss]
         kind: Loss = "pair" if self.form.paired else "label"
-        corpora = load_corpora(recipe, kind, recipe.tokenizer_folder, reporter.preparing)
+        corpora = load_corpora(recipe, kind, reporter.preparing)
         positions = learner.model.config.max_position_embeddings
         self.plan = plan_run(corpora, recipe, recipe.seed, positions)
         if self.form.reference:
@@ -121,8 +122,8 @@ class PreferenceStage:
         self.data = PreferenceData(corpora, learner, size, known)
         self.held_out: PreferenceData | None = None
         if recipe.validation is not None:
-            held_out = load_held_out(recipe, kind, reporter.preparing)
-            self.held_out = PreferenceData(held_out, learner, size, known)
+            held_out = held_out_corpus(recipe.validation, kind, learner.tokenizer)
+            self.held_out = PreferenceData([held_out], learner, size, known)
         self.reference = None if self.form.paired else learner.frozen()
 
     @property

@@ -51,6 +51,7 @@ class Validation:
 
     path: Path
     samples: int = 32  # of each skill
+    format: str = "auto"  # as of a source
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class TrainRecipe:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        at_least_one(
-            self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"
-        )
+        at_least_one(self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
         if self.tokenizer is None and self.init_from is None:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
         if self.lora is not None and self.init_from is None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
-from fourbee.training.tokenise import load_corpora, load_held_out
+from fourbee.training.corpus import Corpus
+from fourbee.training.held_out import held_out_corpus
 from fourbee.training.learner import Learner
 from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
 from fourbee.training.recipe import TrainRecipe
@@ -22,6 +23,7 @@ from fourbee.training.reward_files import export_reward_model, load_reward_model
 from fourbee.training.reward_losses import reward_accuracy, reward_values
 from fourbee.training.run_plan import DataSettings, plan_run
 from fourbee.training.stage import Batch, PartLoss, merged
+from fourbee.training.tokenise import load_corpora
 from fourbee.training.trainer import Reporter, Trainer
 
 _TOKENS_PER_PACK = 8192
@@ -55,10 +57,12 @@ class RewardStage:
     def __init__(self, recipe: RewardRecipe, learner: Learner, reporter: Reporter) -> None:
         self.recipe = recipe
         self.learner = learner
-        corpora = load_corpora(recipe, "pair", recipe.tokenizer_folder, reporter.preparing)
+        corpora = load_corpora(recipe, "pair", reporter.preparing)
         positions = learner.model.config.max_position_embeddings
         self.plan = plan_run(corpora, recipe, recipe.seed, positions)
-        self.held_out = load_held_out(recipe, "pair", reporter.preparing)
+        self.held_out: tuple[Corpus, ...] = ()
+        if recipe.validation is not None:
+            self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer),)
 
     @property
     def updates(self) -> int:
@@ -134,5 +138,5 @@ class Scorer:
 def reward_model(recipe: RewardRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported folder."""
     return Trainer(
-        recipe, lambda learner, told: RewardStage(recipe, learner, told), reporter
+        recipe, lambda learner, told: RewardStage(recipe, learner, told), reporter, scored=True
     ).train()

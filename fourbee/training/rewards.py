@@ -67,9 +67,7 @@ class Rewards:
             term.name: sum(self._column(term, texts, tasks)) / len(texts) for term in self.terms
         }
 
-    def _column(
-        self, term: RewardTerm, texts: Sequence[str], tasks: Sequence[Task]
-    ) -> list[float]:
+    def _column(self, term: RewardTerm, texts: Sequence[str], tasks: Sequence[Task]) -> list[float]:
         reward = REWARDS[term.name]
         return [
             float(reward(text, task.sample, term)) for text, task in zip(texts, tasks, strict=True)

@@ -61,9 +61,7 @@ class RolloutEngine:
         self._learner = learner
         config = learner.model.config
         device = str(learner.ops.device)
-        self._ops = open_operations(
-            "auto", device, "float32", "float32", head_dim=config.head_dim
-        )
+        self._ops = open_operations("auto", device, "float32", "float32", head_dim=config.head_dim)
         self._ends = frozenset(learner.tokenizer.eos_token_ids)
 
     def write(
@@ -71,8 +69,7 @@ class RolloutEngine:
     ) -> list[Rollout]:
         """An answer to each prompt, in order. TrainingError where one ends in an error."""
         longest = max(
-            len(prompt) + (one.max_tokens or 0)
-            for prompt, one in zip(prompts, params, strict=True)
+            len(prompt) + (one.max_tokens or 0) for prompt, one in zip(prompts, params, strict=True)
         )
         engine = self._engine(len(prompts), longest)
         answers: list[list[tuple[int, float]]] = [[] for _ in prompts]

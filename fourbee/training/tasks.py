@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.errors import FourbeeError, TrainingError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.samples import encode_prompt
@@ -40,7 +40,7 @@ class Tasks:
             for where, sample in read_samples(source):
                 if most is not None and len(tasks) == most:
                     break
-                prompt = encode_prompt(sample, tokenizer, chat, where)
+                prompt = _encode(sample, tokenizer, chat, where)
                 tasks.append(Task(tuple(prompt), sample))
         if not tasks:
             raise TrainingError("data: no tasks in these files")
@@ -54,3 +54,12 @@ class Tasks:
             order = np.random.default_rng((seed, epoch)).permutation(len(self.tasks))
             drawn.append(self.tasks[order[index]])
         return drawn
+
+
+def _encode(
+    sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFormat, where: str
+) -> list[int]:
+    try:
+        return encode_prompt(sample, tokenizer, chat)
+    except FourbeeError as error:
+        raise TrainingError(f"{where}: {error}") from None

@@ -39,7 +39,7 @@ class TextStage:
         self.recipe = recipe
         self.learner = learner
         self.held_out = HeldOutTexts(recipe, learner)
-        corpora = load_corpora(recipe, loss, recipe.tokenizer_folder, reporter.preparing)
+        corpora = load_corpora(recipe, loss, reporter.preparing)
         positions = learner.model.config.max_position_embeddings
         self.plan = plan_run(corpora, recipe, recipe.seed, positions)
 

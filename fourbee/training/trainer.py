@@ -25,8 +25,7 @@ from fourbee.training.recipe import TrainRecipe
 from fourbee.training.rollouts import sample_texts
 from fourbee.training.run_log import Log, open_log
 from fourbee.training.spike_guard import SpikeGuard
-from fourbee.training.stage import Batch, Sums, Stage, merged
-
+from fourbee.training.stage import Batch, Stage, Sums, merged
 
 
 class Reporter(Protocol):
@@ -45,14 +44,19 @@ StageBuilder = Callable[[Learner, Reporter], Stage]
 class Trainer:
     """A run: `train()` starts it or takes it up where its last checkpoint left it."""
 
-    def __init__(self, recipe: TrainRecipe, build: StageBuilder, reporter: Reporter) -> None:
-        """`build` makes the stage around the network as it is before the first update."""
+    def __init__(
+        self, recipe: TrainRecipe, build: StageBuilder, reporter: Reporter, scored: bool = False
+    ) -> None:
+        """`build` makes the stage around the network as it is before the first update.
+
+        `scored`: the network is a reward model's.
+        """
         self.recipe = recipe
         self.reporter = reporter
         keep_freed_memory()
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        self.learner = Learner.from_recipe(recipe)
+        self.learner = Learner.from_recipe(recipe, scored)
         self.stage = build(self.learner, reporter)
         self.total = self.stage.updates
         self.parameters = self.learner.model.trained_tensors()
@@ -127,7 +131,7 @@ class Trainer:
         return progress
 
     def _gradients(self, batch: Batch) -> tuple[float, list[Sums]]:
-        """Adds up the gradients of a batch's mean loss; that loss, and what is told of its parts."""
+        """Adds up the gradients of a batch's mean loss; returns it, and what is told of its parts."""
         total, sums = 0.0, []
         for part in batch.parts:
             result = self.stage.loss(part)

@@ -18,7 +18,6 @@ from torch import Tensor
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
-from fourbee.training.data import Corpus, Pack, make_pack
 from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.losses import (
     next_token_loss,
@@ -27,6 +26,7 @@ from fourbee.training.losses import (
     token_logps,
 )
 from fourbee.training.network import TrainableQwen3
+from fourbee.training.packing import Pack, pack_documents
 from fourbee.training.preference_losses import Answers, PreferenceSettings, preference_values
 from fourbee.training.reward_losses import reward_values
 
@@ -115,15 +115,12 @@ def trainer(name: str, tmp_path: Any, model: Any, rows: Mapping[str, list[Any]],
 
 
 def pack_of(prompts: list[list[int]], completions: list[list[int]]) -> Pack:
-    pairs = list(zip(prompts, completions, strict=True))
-    return make_pack(
-        Corpus(
-            np.concatenate([np.array(p + c, np.int32) for p, c in pairs]),
-            np.concatenate([np.arange(len(p) + len(c)) >= len(p) for p, c in pairs]),
-            np.cumsum([0, *(len(p) + len(c) for p, c in pairs)]),
-        ),
-        range(len(pairs)),
-    )
+    documents = [
+        (prompt + completion, [False] * len(prompt) + [True] * len(completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    (pack,) = pack_documents(documents, sum(len(ids) for ids, _ in documents))
+    return pack
 
 
 def hidden_states(model: TrainableQwen3, pack: Pack) -> Tensor:

@@ -138,8 +138,7 @@ def write_abacus(recipe: AbacusRecipe) -> list[Path]:
             partial = path.with_suffix(".partial")
             with partial.open("w", encoding="utf-8") as file:
                 file.writelines(
-                    json.dumps(record) + "\n"
-                    for record in _records(recipe, form, held_out, count)
+                    json.dumps(record) + "\n" for record in _records(recipe, form, held_out, count)
                 )
             written.append(partial.replace(path))
     return written
