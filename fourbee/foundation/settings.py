@@ -129,11 +129,7 @@ def _toml_value(text: str) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        if isinstance(value, str) and hasattr(hint, "from_text"):
-            return hint.from_text(value)
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
-        return build(typing.cast(type[Any], hint), value, path)
+        return _convert_settings(typing.cast(type[Any], hint), value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [argument for argument in arguments if argument is not type(None)]
@@ -153,6 +149,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
         return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, path)
+
+
+def _convert_settings(settings_class: type[Any], value: Any, path: str) -> Any:
+    if isinstance(value, str) and hasattr(settings_class, "from_text"):
+        return settings_class.from_text(value)
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{path} = {value!r}: expected a table [{path}]")
+    return build(settings_class, value, path)
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -21,8 +21,8 @@ _BYTES_A_TOKEN = 16
 def calibration_sequences(path: Path, tokenizer: Tokenizer, tokens: int) -> list[list[int]]:
     """Sequences of about so many tokens in all, fewer where the file has fewer.
 
-    Of a .jsonl (the forms of `samples.py`) samples in a fixed random order, as skills may be
-    sorted; of a .txt its beginning. UsageError for another ending and for what is not of these forms.
+    Of a .jsonl (in our forms) samples in a fixed random order, as skills may be sorted; of a .txt
+    its beginning. UsageError for another ending and for what is not of these forms.
     """
     if not path.is_file():
         raise UsageError(f"--calibration {path}: no such file", "calibration")

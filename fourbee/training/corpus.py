@@ -14,16 +14,8 @@ import numpy.typing as npt
 
 from fourbee.training.sources import Source
 
-# The arrays of a corpus, as they are kept.
-ARRAYS = {
-    "ids": np.int32,
-    "learned": np.bool_,
-    "offsets": np.int64,
-    "difficulty": np.float64,
-    "cuttable": np.bool_,
-    "labels": np.bool_,
-    "lines": np.int64,
-}
+# The fields that are arrays.
+ARRAYS = ("ids", "learned", "offsets", "difficulty", "cuttable", "labels", "lines")
 
 
 @dataclass(frozen=True)

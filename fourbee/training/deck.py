@@ -84,7 +84,8 @@ class Deck:
         self, heap: list[tuple[float, Piece]] | list[tuple[int, Piece]], limit: float
     ) -> None:
         while heap and heap[0][0] <= limit:
-            self._cards.append(heapq.heappop(heap)[1])
+            _, card = heapq.heappop(heap)
+            self._cards.append(card)
             if self._shuffle:
                 self._exchange(len(self._cards) - 1)
 

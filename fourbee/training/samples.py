@@ -108,7 +108,7 @@ def encode_sample(sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFor
 def encode_pair(
     sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFormat
 ) -> tuple[Document, Document]:
-    """The chosen and the rejected document; their common prompt is not learned."""
+    """The chosen and the rejected document: the same prompt, not learned, and an answer."""
     if form_of(sample) != "pair":
         raise _wrong_form(sample, "pair")
     if "prompt" not in sample:

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
 from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
@@ -57,7 +56,7 @@ class Source:
         if self.path.is_dir():
             return sorted(path for path in self.path.iterdir() if path.is_file())
         if not self.path.is_file():
-            raise TrainingError(f"{self.path}: no such file")
+            raise TrainingError(f"data {self.path}: no such file")
         return [self.path]
 
 
@@ -184,7 +183,7 @@ def _dataset_rows(folder: Path) -> Iterator[Any]:
             raise TrainingError(f"{path}: cannot be read: {error}") from None
 
 
-def _arrow(path: Path) -> ModuleType:
+def _arrow(path: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.ipc

@@ -88,9 +88,7 @@ def load_corpus(
         _write(folder, tokenise(source, tokenizer_folder, loss, progress, workers))
         kept = _read(folder, source)
         if kept is None:
-            raise TrainingError(
-                f"{folder}: what was just written cannot be read; is the disk full?"
-            )
+            raise TrainingError(f"{folder}: unreadable just after it was written")
     return kept
 
 
@@ -106,11 +104,12 @@ def tokenise(
     for part in _corpora(source, tokenizer_folder, loss, workers):
         parts.append(part)
         progress(len(part))
-    joined = _joined(source, parts)
-    if not len(joined):
-        skipped = f" but {joined.skipped} bad ones" if joined.skipped else ""
-        raise TrainingError(f"{source.path}: holds no samples{skipped}")
-    return joined
+    if not any(len(part) for part in parts):
+        skipped = sum(part.skipped for part in parts)
+        raise TrainingError(
+            f"{source.path}: holds no samples" + (f" but {skipped} bad ones" if skipped else "")
+        )
+    return _joined(source, parts)
 
 
 def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator[Corpus]:
@@ -206,9 +205,6 @@ def _difficulty(sample: Any, tokens: int) -> float:
 
 
 def _joined(source: Source, parts: Sequence[Corpus]) -> Corpus:
-    if not parts:
-        nothing = {name: np.zeros(name == "offsets", dtype) for name, dtype in ARRAYS.items()}
-        return Corpus(source, **nothing)
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ARRAYS
@@ -233,10 +229,9 @@ def _read(folder: Path, source: Source) -> Corpus | None:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         if about["checksums"] != {name: zlib.crc32(array) for name, array in arrays.items()}:
             return None
-        answers = tuple(about["answers"])
-        return Corpus(
-            source, **arrays, answers=answers, parts=about["parts"], skipped=about["skipped"]
-        )
+        about["answers"] = tuple(about["answers"])
+        del about["checksums"]
+        return Corpus(source, **arrays, **about)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 

@@ -113,7 +113,7 @@ def test_what_the_recipe_lacks_is_one_line(tmp_path):
     data = tmp_path / "data.jsonl"
     with pytest.raises(TrainingError) as missing:
         train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,)))
-    assert str(missing.value) == (f"data {data}: no such file (fourbee data generate writes them)")
+    assert str(missing.value) == f"data {data}: no such file"
     data.write_text('{"text": "a"}\n')
     with pytest.raises(UsageError, match=r"^vocab_size 300 is too small: 256 bytes, "):
         train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,), vocab_size=300))
