@@ -55,6 +55,7 @@ class GrpoRecipe(TrainRecipe):
     max_tokens: int = 64  # of an answer
     temperature: float = 1.0
     tokens_per_pack: int = 8192
+    keep_even: bool = True  # false: groups rewarded all alike are left out (DAPO: dynamic sampling)
     keep_cut: bool = True  # false: answers cut at max_tokens are not learned from (DAPO)
     watch_kl: bool = False  # log the KL to the first weights also where policy.kl_weight is 0
     policy: PolicySettings = field(default_factory=PolicySettings)
@@ -90,10 +91,11 @@ class PolicyPart:
 
 @dataclass(frozen=True)
 class _Answers:
-    """A rollout with its rewards `[prompts, answers]`, by row."""
+    """A rollout, prompt by prompt."""
 
     rollouts: list[list[Rollout]]
-    advantages: Tensor
+    advantages: Tensor  # [prompts, answers]
+    even: list[bool]  # [prompts]: all answers are rewarded alike, which teaches nothing
     facts: dict[str, float]
 
 
@@ -214,20 +216,18 @@ class GrpoStage:
             facts["reward_model"] = float(scores.mean())
             rewards = rewards + scores
         groups = rewards.view(len(tasks), count)
-        facts |= {
-            "reward": float(rewards.mean()),
-            # Groups whose answers are all rewarded alike teach nothing.
-            "even_groups": float((groups.amax(1) == groups.amin(1)).float().mean()),
-        }
+        even = groups.amax(1) == groups.amin(1)
+        facts |= {"reward": float(rewards.mean()), "even_groups": float(even.float().mean())}
         advantages = group_advantages(groups, recipe.policy.scale)
         rows = [flat[start : start + count] for start in range(0, len(flat), count)]
-        return _Answers(rows, advantages, facts)
+        return _Answers(rows, advantages, even.tolist(), facts)
 
     def _batch(self, answers: _Answers, prompts: range) -> Batch:
         """One update over the answers to some of a rollout's prompts."""
         chosen = [
             (rollout, float(answers.advantages[prompt, number]))
             for prompt in prompts
+            if self.recipe.keep_even or not answers.even[prompt]
             for number, rollout in enumerate(answers.rollouts[prompt])
             if rollout.finished or self.recipe.keep_cut
         ]

@@ -52,6 +52,7 @@ class Validation:
     path: Path
     samples: int = 32  # of each skill
     format: str = "auto"  # as of a source
+    enough: float = 0.0  # end the run once `exact`, the mean over skills, is this; 0 = never
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ ends with the same weights as one that was not.
 from __future__ import annotations
 
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Trainer:
         self.parameters = self.learner.model.trained_tensors()
         self.optimizers = build_optimizers(self.parameters, recipe.optimizer)
         self.guard = SpikeGuard(recipe.guard)
+        self.ended = False  # before its last update, as validation says that it is enough
 
     def train(self) -> Path:
         """Runs to the end (or to Ctrl-C, which saves first) and exports; returns the export."""
@@ -77,11 +79,12 @@ class Trainer:
 
     def _run(self, progress: Progress, interrupted: Callable[[], bool], log: Log) -> None:
         recipe, due = self.recipe, False
-        while progress.update < self.total:
+        while progress.update < self.total and not self.ended:
             progress = self._update(progress, log)
             last = progress.update == self.total
             if progress.update % recipe.validate_every == 0 or last:
-                self._validate(progress, log)
+                self.ended = self._validate(progress, log)
+                last |= self.ended
             due |= progress.update % recipe.checkpoint_every == 0 or last
             if (due or interrupted()) and (last or self.stage.may_save(progress.update)):
                 self._save(progress)
@@ -140,7 +143,8 @@ class Trainer:
             sums.append(result.sums)
         return total / batch.count, sums
 
-    def _validate(self, progress: Progress, log: Log) -> None:
+    def _validate(self, progress: Progress, log: Log) -> bool:
+        """Measures, logs, and says whether the run has learned enough."""
         with torch.no_grad():
             measured = self.stage.validate()
         if measured:
@@ -150,6 +154,9 @@ class Trainer:
         if self.recipe.samples.prompts:
             texts = sample_texts(self.learner, self.recipe.samples)
             log({"samples": {"update": progress.update, "items": texts}})
+        enough = self.recipe.validation.enough if self.recipe.validation else 0.0
+        exact = [values["exact"] for values in measured.values() if "exact" in values]
+        return enough > 0 and bool(exact) and statistics.mean(exact) >= enough
 
     def _resume(self) -> Progress:
         found = load_checkpoint(self.recipe.output, self.parameters, self.optimizers)
@@ -157,10 +164,12 @@ class Trainer:
             return Progress()
         progress, state = found
         self.guard.restore(state["guard"])
+        self.ended = state["ended"]
         return progress
 
     def _save(self, progress: Progress) -> None:
-        recipe, state = self.recipe, {"guard": self.guard.state()}
+        recipe = self.recipe
+        state = {"guard": self.guard.state(), "ended": self.ended}
         save_checkpoint(
             recipe.output, self.parameters, self.optimizers, progress, recipe.keep_checkpoints,
             state,

@@ -166,4 +166,8 @@ def _records(recipe: AbacusRecipe, form: str, held_out: bool, count: int) -> Ite
 def _about(one: Sum) -> Record:
     """What is common to all forms: `difficulty` is the longest operand's digits and the carries."""
     skill = "add" if one.sign == "+" else "subtract"
-    return {"skill": skill, "language": "en", "difficulty": len(str(max(one.a, one.b))) + one.carries}
+    return {
+        "skill": skill,
+        "language": "en",
+        "difficulty": len(str(max(one.a, one.b))) + one.carries,
+    }
