@@ -26,7 +26,6 @@ from fourbee.kernels.attention_pattern import (
 from fourbee.kernels.operations import FloatArray, IntArray
 from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
 
-
 # In bfloat16 torch's fused CPU kernel is slower up to this length, mostly its backward pass; its
 # scores need no memory, which decides for long documents.
 _WRITTEN_OUT = 1024

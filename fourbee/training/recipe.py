@@ -68,12 +68,13 @@ class Samples:
 class Guard:
     """What is done about an update whose gradient is not finite or far larger than usual.
 
-    Such an update is left out: weights and optimizer stay as they are. Too many in a row end the
-    run, with the last whole checkpoint as it was.
+    Such an update is left out: weights and optimizer stay as they are. Many large ones in a row are
+    taken for what is usual from then on; as many that are not finite end the run, with its last
+    whole checkpoint as it was.
     """
 
     spike: float = 10.0  # times the median of the last updates' norms; 0 = only what is not finite
-    patience: int = 5  # so many left out in a row end the run
+    patience: int = 5  # how many in a row are many
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,14 +30,17 @@ class SpikeGuard:
         self._norms: deque[float] = deque(maxlen=_NORMS)
 
     def refuses(self, norm: float, update: int, loss: float) -> bool:
-        """Whether the update is to be left out; TrainingError after too many in a row."""
-        if math.isfinite(norm) and not self._is_spike(norm):
+        """Whether the update is to be left out; TrainingError after too many that are not finite."""
+        finite = math.isfinite(norm)
+        if finite and self._in_a_row >= self.settings.patience:
+            self._norms.clear()  # so many large ones in a row are no accident: they are usual now
+        if finite and not self._is_spike(norm):
             self._norms.append(norm)
             self._in_a_row = 0
             return False
         self.left_out += 1
         self._in_a_row += 1
-        if self._in_a_row >= self.settings.patience:
+        if not finite and self._in_a_row >= self.settings.patience:
             raise TrainingError(
                 f"update {update}: gradient norm {norm:.3g}, loss {loss:.3g}; {self._in_a_row} "
                 "updates in a row were left out for such gradients, so the run ends; the weights "

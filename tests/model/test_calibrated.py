@@ -20,9 +20,9 @@ from fourbee.model.quantize import quantize_model
 from fourbee.model.weights import block_weights, named_tensors, tensor_shapes
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.samples import encode_sample
 from fourbee.training.generators.generate import DataFile, Phase, samples
 from fourbee.training.generators.lexicon import load_lexicon
+from fourbee.training.samples import encode_sample
 
 from .conftest import ArrayOperations
 

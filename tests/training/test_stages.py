@@ -148,15 +148,15 @@ def test_a_rewarded_answer_becomes_likelier(data, start, tmp_path):
 
 def test_preferences_and_rewards_are_learned(data, start, tmp_path):
     held_out = {"path": str(data / "pairs-held-out.jsonl"), "samples": 12}
-    for name in ("reward", "preference"):
+    for name, rate in (("reward", 3e-3), ("preference", 5e-4)):
         reporter = Silent()
         settings = table(
             name, data, start, tmp_path / name, updates=60, validation=held_out,
-            optimizer={"learning_rate": 3e-3, "warmup_updates": 2},
+            optimizer={"learning_rate": rate, "warmup_updates": 2},
         )  # fmt: skip
         run(name, settings, reporter)
-        first, last = reporter.records[0], reporter.records[-1]
-        assert last["loss"] < 0.8 * first["loss"], name
+        losses = [record["loss"] for record in reporter.records]
+        assert sum(losses[-10:]) / 10 < 0.8 * losses[0], name
         assert reporter.validations[-1]["held_out"]["accuracy"] >= 0.5
 
 

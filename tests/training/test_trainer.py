@@ -142,6 +142,8 @@ def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
         assert one.refuses(12.0, 20, 0.0)
         assert not one.refuses(1.0, 21, 0.0)
         assert one.left_out == 1
+        # The second in a row is no accident.
+        assert [one.refuses(norm, 22, 0.0) for norm in (12.0, 13.0, 12.5)] == [True, True, False]
         assert one.refuses(float("inf"), 22, 0.0)
         with pytest.raises(TrainingError, match="2 updates in a row"):
             one.refuses(float("nan"), 23, 0.0)
