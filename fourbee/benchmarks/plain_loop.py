@@ -197,7 +197,12 @@ def main() -> None:
             spent = time.monotonic() - started
             if update % max(250, min(total, 10**6) // 60) == 0 or spent >= options.seconds:
                 loss = loop.validate(held_out)
-                record = {"update": update, "seconds": spent, "loss": loss, "of": total}
+                record = {
+                    "update": update,
+                    "seconds": spent,
+                    "processor_seconds": time.process_time(),
+                    "loss": loss,
+                }
                 print(json.dumps(record), file=file)
 
 

@@ -126,5 +126,10 @@ class _Curve:
     def validation(self, record: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._started
         self.points.append(
-            {"update": record["update"], "seconds": seconds, "loss": record["all"]["loss"]}
+            {
+                "update": record["update"],
+                "seconds": seconds,
+                "processor_seconds": time.process_time(),
+                "loss": record["all"]["loss"],
+            }
         )
