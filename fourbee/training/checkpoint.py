@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fourbee.foundation.errors import TrainingError
 
+_OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -134,12 +136,14 @@ def _restore_optimizers(
     groups: list[list[dict[str, Any]]] = [
         optimizer.state_dict()["param_groups"] for optimizer in optimizers
     ]
-    # Every parameter has a state after one update; other ones are of other optimizers.
-    expected = [{index for group in of_one for index in group["params"]} for of_one in groups]
-    if {number: set(state) for number, state in states.items()} != dict(enumerate(expected)):
-        raise ValueError("saved with other optimizers (optimizer.matrices)")
+    if not set(states) <= set(range(len(optimizers))):
+        raise ValueError(_OTHER_OPTIMIZERS)
     for place, optimizer in enumerate(optimizers):
-        optimizer.load_state_dict({"state": states[place], "param_groups": groups[place]})
+        state = states.get(place, {})
+        # Of every parameter, or of none as long as all updates were left out.
+        if state and set(state) != {index for one in groups[place] for index in one["params"]}:
+            raise ValueError(_OTHER_OPTIMIZERS)
+        optimizer.load_state_dict({"state": state, "param_groups": groups[place]})
 
 
 def _name_of_last(run: Path) -> str:

@@ -10,10 +10,10 @@ import pytest
 
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.training.optimizers import OptimizerSettings
-from fourbee.training.sources import Source
-from fourbee.training.tokenizer import chat_template
 from fourbee.training.recipe import ModelShape
+from fourbee.training.sources import Source
 from fourbee.training.text import TextRecipe
+from fourbee.training.tokenizer import chat_template
 
 WORDS = "red blue green one two three four cat dog house tree river".split()
 
