@@ -134,7 +134,7 @@ class Trainer:
         return progress
 
     def _gradients(self, batch: Batch) -> tuple[float, list[Sums]]:
-        """Adds up the gradients of a batch's mean loss; returns it, and what is told of its parts."""
+        """Adds up the gradients of a batch's mean loss; returns it, and what is told of parts."""
         total, sums = 0.0, []
         for part in batch.parts:
             result = self.stage.loss(part)

@@ -247,13 +247,14 @@ def test_huge_logits_give_finite_log_probabilities(ops):
 
 def test_sums_by_document_are_those_of_a_loop(corpus):
     pack = pack_of(corpus, [4, 1, 0])
+    assert pack.documents == (2, 0, 1)  # those of like lengths beside each other
     counts = targets_by_document(pack)
-    assert counts.tolist() == [3, 1, 5]
+    assert counts.tolist() == [5, 3, 1]
     values = torch.arange(9.0, requires_grad=True)
     sums = sum_by_document(values, pack)
-    assert sums.tolist() == [3.0, 3.0, 30.0]
+    assert sums.tolist() == [10.0, 18.0, 8.0]
     (sums * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
-    assert values.grad.tolist() == [1.0] * 3 + [10.0] + [100.0] * 5
+    assert values.grad.tolist() == [1.0] * 5 + [10.0] * 3 + [100.0]
 
 
 def test_bfloat16_products_are_near(ops):

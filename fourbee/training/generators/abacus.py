@@ -1,8 +1,9 @@
 """Abacus: sums for a model that trains in a minute, in every form that a stage of training reads.
 
-Answers are written from the ones up, as an abacus is worked: 37+58 is "59". So written, each digit
-needs only the digits before it, which a network of two layers can learn. Every answer is computed,
-never guessed; prompts that are held out are in no training file.
+Numbers are written as an abacus shows them, rod by rod from the ones up, on a fixed number of rods:
+with three of them 37 + 58 is "730+850" and makes "5900". So written, every digit stands at a fixed
+distance from those that it comes from, which a network of two layers can learn. Every answer is
+computed, never guessed; prompts that are held out are in no training file.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ class Sum:
     a: int
     b: int
     sign: str
+    rods: int  # of an operand; the result has one more
 
     @property
     def prompt(self) -> str:
-        return f"{self.a}{self.sign}{self.b}"
+        return f"{on_rods(self.a, self.rods)}{self.sign}{on_rods(self.b, self.rods)}"
 
     @property
     def answer(self) -> str:
-        """The result, from the ones up."""
-        return str(self.a + self.b if self.sign == "+" else self.a - self.b)[::-1]
+        """The result."""
+        result = self.a + self.b if self.sign == "+" else self.a - self.b
+        return on_rods(result, self.rods + 1)
 
     @property
     def carries(self) -> int:
@@ -71,7 +74,14 @@ def draw_sum(rng: random.Random, digits: int) -> Sum:
     """Operands of 1 to `digits` digits, each length as likely."""
     a, b = (rng.randrange(10 ** rng.randint(1, digits)) for _ in range(2))
     sign = rng.choice("+-")
-    return Sum(max(a, b), min(a, b), sign) if sign == "-" else Sum(a, b, sign)
+    if sign == "-":
+        a, b = max(a, b), min(a, b)
+    return Sum(a, b, sign, digits)
+
+
+def on_rods(number: int, rods: int) -> str:
+    """The digits from the ones up, zeros where a rod is empty."""
+    return str(number).zfill(rods)[::-1]
 
 
 def conversation(one: Sum, rng: random.Random) -> Record:
@@ -154,6 +164,6 @@ def _records(recipe: AbacusRecipe, form: str, held_out: bool, count: int) -> Ite
 
 
 def _about(one: Sum) -> Record:
-    """What is common to all forms: `difficulty` is the digits to be written and the carries."""
+    """What is common to all forms: `difficulty` is the longest operand's digits and the carries."""
     skill = "add" if one.sign == "+" else "subtract"
-    return {"skill": skill, "language": "en", "difficulty": len(one.answer) + one.carries}
+    return {"skill": skill, "language": "en", "difficulty": len(str(max(one.a, one.b))) + one.carries}
