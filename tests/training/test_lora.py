@@ -221,7 +221,7 @@ def test_other_kinds_of_adapters_are_refused(tmp_path, change, message):
 
 
 def test_a_folder_without_an_adapter_or_with_nan_is_one_line(tmp_path):
-    with pytest.raises(ModelFileError, match="no adapter_config.json; expected a LoRA adapter"):
+    with pytest.raises(ModelFileError, match=r"no adapter_config.json; expected a LoRA adapter"):
         load_adapter(tmp_path)
     model = adapted()
     save_adapter(tmp_path, model.adapter_tensors(), SETTINGS, None)

@@ -1,6 +1,6 @@
 """Adapters in PEFT's own hands: what we write it loads, what it writes we load, the same logits.
 
-PEFT is no dependency: this runs where it is installed (with transformers), and is skipped elsewhere.
+PEFT is no dependency: this runs where it is installed (with transformers), else it is skipped.
 """
 
 from __future__ import annotations
