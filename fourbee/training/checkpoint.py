@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourbee.foundation.errors import TrainingError
+
+_OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,6 @@ class Progress:
     update: int = 0
     tokens: int = 0
     seconds: float = 0.0  # of training, over all sessions of the run
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; the lock of a process that was killed is gone with it.
-
-    TrainingError, naming the other process, when there is one.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    owner, lock = run / "owner.pid", FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "unknown"
-        raise TrainingError(
-            f"output = {run}: another run (process {who}) is writing there; expected a folder of "
-            "its own, or that one to end first"
-        ) from None
-    with lock:
-        owner.write_text(str(os.getpid()), encoding="utf-8")
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -74,11 +50,16 @@ def save_checkpoint(
     final = run / f"update-{progress.update:07d}"
     partial = run / f"{final.name}.partial"
     saved = {"progress": asdict(progress), "state": dict(state or {})}
+    files = {
+        "model.safetensors": _contiguous(tensors),
+        "optimizer.safetensors": _optimizer_tensors(optimizers),
+    }
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in run.glob("update-*.partial"):  # by a run that was killed
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
-        save_file(_contiguous(tensors), partial / "model.safetensors")
-        save_file(_optimizer_tensors(optimizers), partial / "optimizer.safetensors")
+        for name, content in files.items():
+            save_file(content, partial / name)
         (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
         for path in partial.iterdir():
             _sync(path)
@@ -88,12 +69,13 @@ def save_checkpoint(
         _sync(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        needed = sum(one.nbytes for content in files.values() for one in content.values())
         raise TrainingError(
-            f"checkpoint {final}: cannot be written: {_reason(error)}; "
-            f"{shutil.disk_usage(run).free / 2**20:,.0f} MB are free; the run can be resumed from "
+            f"checkpoint {final}: cannot be written: {_reason(error)}: {needed:,} bytes needed, "
+            f"{shutil.disk_usage(run).free:,} free; the run can be resumed from "
             f"{_name_of_last(run)}"
         ) from error
-    for old in _checkpoints(run)[:-keep]:
+    for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -105,7 +87,7 @@ def load_checkpoint(
 
     Also returns the saved `state`. TrainingError for one that is damaged or of another run.
     """
-    found = _checkpoints(run)
+    found = checkpoints(run)
     if not found:
         return None
     folder = found[-1]
@@ -120,6 +102,8 @@ def load_checkpoint(
             raise ValueError("saved by a run of another model, or with other lora settings")
         with torch.no_grad():
             for name, tensor in tensors.items():
+                if not weights[name].isfinite().all():
+                    raise ValueError(f"{name} holds NaN or infinity")
                 tensor.copy_(weights[name])
         _restore_optimizers(optimizers, moments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -128,7 +112,8 @@ def load_checkpoint(
     return progress, state
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
     return sorted(p for p in run.glob("update-*") if p.suffix != ".partial")
 
 
@@ -151,21 +136,23 @@ def _restore_optimizers(
     groups: list[list[dict[str, Any]]] = [
         optimizer.state_dict()["param_groups"] for optimizer in optimizers
     ]
-    # Every parameter has a state after one update; other ones are of other optimizers.
-    expected = [{index for group in of_one for index in group["params"]} for of_one in groups]
-    if {number: set(state) for number, state in states.items()} != dict(enumerate(expected)):
-        raise ValueError("saved with other optimizers (optimizer.matrices)")
+    if not set(states) <= set(range(len(optimizers))):
+        raise ValueError(_OTHER_OPTIMIZERS)
     for place, optimizer in enumerate(optimizers):
-        optimizer.load_state_dict({"state": states[place], "param_groups": groups[place]})
+        state = states.get(place, {})
+        # Of every parameter, or of none as long as all updates were left out.
+        if state and set(state) != {index for one in groups[place] for index in one["params"]}:
+            raise ValueError(_OTHER_OPTIMIZERS)
+        optimizer.load_state_dict({"state": state, "param_groups": groups[place]})
 
 
 def _name_of_last(run: Path) -> str:
-    found = _checkpoints(run)
+    found = checkpoints(run)
     return found[-1].name if found else "its beginning"
 
 
 def _reason(error: Exception) -> str:
-    """What the system says; safetensors' errors quote it."""
+    """What the system says, in a line; safetensors' errors quote it."""
     full = "No space left on device"
     return full if full in str(error) else str(error).splitlines()[0]
 

@@ -115,7 +115,7 @@ class DistillStage:
         return self.held_out.measure()
 
     def export(self, folder: Path) -> None:
-        export_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+        export_model(folder, self.learner.model, self.recipe)
 
     def _own_answers(self, number: int) -> Batch:
         """What the student answers, now, to the next prompts."""

@@ -177,7 +177,7 @@ class GrpoStage:
         return {"held_out": measured}
 
     def export(self, folder: Path) -> None:
-        export_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+        export_model(folder, self.learner.model, self.recipe)
 
     def _roll_out(self, rollout: int) -> list[Batch]:
         """The batches of a rollout's updates."""

@@ -17,7 +17,7 @@ from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES
 from fourbee.model.config import Qwen3Config
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.export import initial_weights, with_positions
+from fourbee.training.export import initial_adapter, initial_weights, with_positions
 from fourbee.training.losses import NextToken, next_token_loss, token_logps
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.operations import TrainingOperations
@@ -69,17 +69,21 @@ class Learner:
 
 
 class Reference:
-    """A network as it was at one moment: the adapter left off, or else a copy of the weights."""
+    """A network as it was at one moment: with a copy of its adapters, or else of its weights."""
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
+        # Few or many updates old, an adapter is small; a new one adds nothing yet (B is zero).
+        self._adapter = {
+            name: one.detach().clone() for name, one in learner.model.adapter_tensors().items()
+        }
         if not learner.model.adapted:
             model = copy.deepcopy(learner.model).requires_grad_(False)
             self._learner = Learner(model, learner.ops, learner.tokenizer)
 
     def logps(self, pack: Pack, temperature: float = 1.0) -> Tensor:
         """As the learner's, without gradients."""
-        with torch.no_grad(), self._learner.model.adapters_off():
+        with torch.no_grad(), self._learner.model.adapted_by(self._adapter):
             return self._learner.logps(pack, temperature)
 
 
@@ -87,9 +91,14 @@ def _network(recipe: TrainRecipe, scored: bool) -> TrainableQwen3:
     if recipe.init_from is None:
         config = recipe.model.config(_padded(vocabulary_size(recipe)))
         return TrainableQwen3(config, recipe.seed)
-    config = with_positions(Qwen3Config.load(recipe.init_from), recipe.positions)
-    model = TrainableQwen3(config, recipe.seed, recipe.lora, scored)
+    stored = Qwen3Config.load(recipe.init_from)
+    # What is frozen stays in its own type, if that is what it is multiplied in.
+    frozen = DTYPES[recipe.precision if stored.torch_dtype == recipe.precision else "float32"]
+    config = with_positions(stored, recipe.positions)
+    model = TrainableQwen3(config, recipe.seed, recipe.lora, scored, frozen)
     initial_weights(model, recipe.init_from)
+    if recipe.init_adapter_from is not None:
+        initial_adapter(model, recipe.init_adapter_from)
     return model
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,11 +29,18 @@ TARGETS = (
 )  # fmt: skip
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # before every name in PEFT's files
+# What an adapter of PEFT may be beside plain LoRA, by the key that says so.
+_UNSUPPORTED = (
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "bias",
+    "lora_bias",
+)  # fmt: skip
+# Ways to draw A and B, of those with a name, that leave the base's weights alone.
+_KEEP_THE_BASE = ("gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Which maps are adapted, and by how much."""
+    """Which maps are adapted, and by how much. UsageError for what is out of range."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -52,6 +60,8 @@ class LoraSettings:
                 )
         if not self.targets:
             raise UsageError(f"lora.targets = []: expected some of {', '.join(TARGETS)}")
+        # In one order, so that settings which mean the same are the same.
+        object.__setattr__(self, "targets", tuple(t for t in TARGETS if t in self.targets))
 
     @property
     def scale(self) -> float:
@@ -90,16 +100,17 @@ def adapter_parameters(
 def save_adapter(
     folder: Path, adapter: Mapping[str, Tensor], settings: LoraSettings, base: Path | None
 ) -> None:
-    """Writes an adapter in PEFT's format."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes an adapter in PEFT's format; `base` is the folder of what it adapts.
+
+    ModelFileError where it cannot be written.
+    """
     tensors = {
-        f"{_PREFIX}{name}.weight": one.detach().contiguous() for name, one in adapter.items()
+        f"{_PREFIX}{name}.weight": one.detach().cpu().contiguous() for name, one in adapter.items()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base) if base else None,
+        "base_model_name_or_path": str(base.absolute()) if base else None,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "target_modules": list(settings.targets),
@@ -109,31 +120,54 @@ def save_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{folder}: cannot be written: {error}") from error
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSettings]:
     """The tensors, by our names, and the settings of an adapter in PEFT's format.
 
+    Targets are told by the tensors: what a configuration calls them may be a pattern.
     ModelFileError for anything but plain LoRA of linear maps.
     """
-    config = read_json_object(folder / CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise ModelFileError(f"{folder / CONFIG}: peft_type is not LORA")
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
-        if config.get(key):
-            raise ModelFileError(f"{folder / CONFIG}: {key} = {config[key]!r}: expected none")
+    path = folder / CONFIG
     try:
+        config = read_json_object(path)
+    except FileNotFoundError:
+        raise ModelFileError(f"{folder}: no {CONFIG}; expected a LoRA adapter of PEFT") from None
+    _refuse_other_adapters(config, path)
+    try:
+        stored = load_file(folder / WEIGHTS)
+        tensors = {
+            name.removeprefix(_PREFIX).removesuffix(".weight"): one for name, one in stored.items()
+        }
         settings = LoraSettings(
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
-            targets=tuple(sorted(config["target_modules"])),
+            targets=tuple({name.split(".")[-2] for name in tensors if ".lora_" in name}),
             rank_stabilised=bool(config.get("use_rslora", False)),
         )
-        stored = load_file(folder / WEIGHTS)
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError, UsageError) as error:
+    except KeyError as error:
+        raise ModelFileError(f"{path}: missing key {error}") from error
+    except (TypeError, ValueError, OSError, SafetensorError, UsageError) as error:
         raise ModelFileError(f"{folder}: not a LoRA adapter: {error}") from error
-    return {
-        name.removeprefix(_PREFIX).removesuffix(".weight"): tensor
-        for name, tensor in stored.items()
-    }, settings
+    return tensors, settings
+
+
+def _refuse_other_adapters(config: Mapping[str, Any], path: Path) -> None:
+    """ModelFileError for an adapter that adds something else than `scale * B A`."""
+    if config.get("peft_type") != "LORA":
+        raise ModelFileError(f"{path}: peft_type = {config.get('peft_type')!r}: expected 'LORA'")
+    for key in _UNSUPPORTED:
+        if config.get(key) not in (None, False, "none", {}, []):
+            raise ModelFileError(f"{path}: {key} = {config[key]!r}: expected none (plain LoRA)")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _KEEP_THE_BASE:
+        raise ModelFileError(
+            f"{path}: init_lora_weights = {start!r}: such an adapter belongs to a changed base; "
+            f"expected true or one of {', '.join(_KEEP_THE_BASE)}"
+        )

@@ -23,6 +23,7 @@ from fourbee.training.lora import AdaptedLinear, LoraSettings, adapter_parameter
 
 # A reward model's vector, named as in transformers' models of sequence classification.
 SCORE = "score.weight"
+HEAD = "lm_head.weight"
 
 
 class TrainableQwen3(nn.Module):
@@ -34,9 +35,11 @@ class TrainableQwen3(nn.Module):
         seed: int = 0,
         lora: LoraSettings | None = None,
         scored: bool = False,
+        frozen: torch.dtype = torch.float32,
     ) -> None:
         """`scored`: with a reward model's vector, drawn with variance 1 / (D + 1) (Stiennon et al.
-        2020, arXiv 2009.01325, appendix B)."""
+        2020, arXiv 2009.01325, appendix B). `frozen`: the type of the layers' matrices with LoRA.
+        """
         super().__init__()
         self.config = config
         self.lora = lora
@@ -44,8 +47,14 @@ class TrainableQwen3(nn.Module):
         shapes = tensor_shapes(config)
         parameters: dict[str, nn.Parameter] = {}
         for name, shape in shapes.items():
-            parameter = nn.Parameter(torch.ones(shape), requires_grad=lora is None)
-            if len(shape) > 1:
+            matrix = len(shape) > 1
+            # The embedding's type is that of the residual stream, which stays float32.
+            narrow = lora is not None and matrix and ".layers." in name
+            dtype = frozen if narrow else torch.float32
+            # A reward model has no use for a head, and so no gradient of it.
+            trained = lora is None and not (scored and name == HEAD)
+            parameter = nn.Parameter(torch.ones(shape, dtype=dtype), requires_grad=trained)
+            if matrix:
                 nn.init.normal_(parameter, std=config.initializer_range, generator=generator)
             parameters[name] = parameter
         if scored:
@@ -55,7 +64,7 @@ class TrainableQwen3(nn.Module):
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
-        self._adapting = lora is not None
+        self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while
 
     @property
     def adapted(self) -> bool:
@@ -90,15 +99,15 @@ class TrainableQwen3(nn.Module):
                 stem = name.removesuffix(".weight")
                 if f"{stem}.lora_A" in adapter:
                     product = adapter[f"{stem}.lora_B"] @ adapter[f"{stem}.lora_A"]
-                    tensors[name] = tensors[name] + self.lora.scale * product
+                    tensors[name] = tensors[name].float() + self.lora.scale * product
         return tensors
 
     def weights(self) -> Qwen3Weights:
         """The tree that `forward` takes; it holds the parameters themselves."""
         tree = weights_tree(self.config, self.named_tensors())
-        if self.lora is None or not self._adapting:
+        if self.lora is None:
             return tree
-        adapter = self.adapter_tensors()
+        adapter = self.adapter_tensors() if self._adapter is None else self._adapter
         blocks = tuple(
             _adapted(layer, block, adapter, self.lora.scale)
             for layer, block in enumerate(tree.blocks)
@@ -106,13 +115,13 @@ class TrainableQwen3(nn.Module):
         return replace(tree, blocks=blocks)
 
     @contextmanager
-    def adapters_off(self) -> Iterator[None]:
-        """The network as it was before it was adapted; nothing changes without LoRA."""
-        before, self._adapting = self._adapting, False
+    def adapted_by(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
+        """The network with other adapters than its own; nothing changes without LoRA."""
+        before, self._adapter = self._adapter, adapter
         try:
             yield
         finally:
-            self._adapting = before
+            self._adapter = before
 
     def forward(
         self,

@@ -169,7 +169,7 @@ class PreferenceStage:
         return {"held_out": {"loss": loss, **measured}}
 
     def export(self, folder: Path) -> None:
-        export_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+        export_model(folder, self.learner.model, self.recipe)
 
     def _values(self, part: PreferencePart) -> PreferenceValues:
         pack, settings = part.pack, self.recipe.preference

@@ -5,6 +5,7 @@ Frozen and checked when it is made: UsageError names the key, its value and what
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,11 @@ class Positions:
 
     rope_theta: float | None = None
     max_position_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"positions.{name} = {value}: expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class TrainRecipe:
     model: ModelShape = field(default_factory=ModelShape)
     positions: Positions = field(default_factory=Positions)
     lora: LoraSettings | None = None  # train an adapter instead of all weights
+    init_adapter_from: Path | None = None  # folder of an adapter, as PEFT's, to go on with
     validation: Validation | None = None
     samples: Samples = field(default_factory=Samples)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -94,6 +101,7 @@ class TrainRecipe:
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     compile: bool = False  # torch.compile of a layer
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of matrix products
+    export_type: Literal["float32", "bfloat16"] = "float32"  # of the weights that are written
     device: str = "cpu"
     seed: int = 0
     threads: int = 0  # 0 = torch's choice
@@ -108,6 +116,10 @@ class TrainRecipe:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
         if self.lora is not None and self.init_from is None:
             raise UsageError("lora without init_from: an adapter needs a model that it adapts")
+        if self.init_adapter_from is not None and self.lora is None:
+            raise UsageError("init_adapter_from without lora: expected the adapter's own settings")
+        if self.positions != Positions() and self.init_from is None:
+            raise UsageError("positions without init_from: expected them in the table 'model'")
         if self.device != "cpu":
             import torch
 

@@ -6,16 +6,17 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fourbee.foundation.errors import ModelFileError
 from fourbee.foundation.json_files import read_json_object
+from fourbee.kernels.torch_ops import TorchOperations
+from fourbee.model.checkpoint_files import find_tensors, refuse_other_tensors
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import tensor_shapes
-from fourbee.training.export import copy_tokenizer
-from fourbee.training.network import SCORE, TrainableQwen3
+from fourbee.training.export import copy_tokenizer, fill
+from fourbee.training.network import HEAD, SCORE, TrainableQwen3
 
 ARCHITECTURE = "Qwen3ForSequenceClassification"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -29,12 +30,13 @@ def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) ->
         "num_labels": 1,
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
-        # transformers takes the last token that is not this one for the end of a text.
+        # transformers scores the last token that is not this one: it may not be one that ends texts
+        # (texts end with the tokenizer's own padding, too).
         "pad_token_id": model.config.vocab_size - 1,
     }
+    merged = model.merged_tensors() | {SCORE: model.all_tensors()[SCORE]}
     tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in (model.merged_tensors() | {SCORE: model.all_tensors()[SCORE]}).items()
+        name: merged[name].detach().float().cpu().contiguous() for name in _shapes(model.config)
     }
     partial = folder / f"{_WEIGHTS}.partial"
     try:
@@ -50,7 +52,10 @@ def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) ->
 def load_reward_model(folder: Path) -> TrainableQwen3:
     """The frozen reward model of a folder. ModelFileError for one that is damaged or is none."""
     path = folder / _CONFIG
-    values = read_json_object(path)
+    try:
+        values = read_json_object(path)
+    except FileNotFoundError:
+        raise ModelFileError(f"{folder}: no {_CONFIG}; expected a reward model") from None
     if values.get("architectures") != [ARCHITECTURE] or values.get("num_labels", 1) != 1:
         raise ModelFileError(
             f"{path}: architectures = {values.get('architectures')!r}: expected a reward model, "
@@ -58,16 +63,17 @@ def load_reward_model(folder: Path) -> TrainableQwen3:
         )
     plain = {key: value for key, value in values.items() if key != "architectures"}
     model = TrainableQwen3(Qwen3Config.from_json(plain, str(path)), scored=True)
-    try:
-        stored = load_file(folder / _WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{folder / _WEIGHTS}: cannot be read: {error}") from error
-    expected = tensor_shapes(model.config) | {SCORE: (1, model.config.hidden_size)}
-    for name, shape in expected.items():
-        if name not in stored or tuple(stored[name].shape) != shape:
-            found = tuple(stored[name].shape) if name in stored else "nothing"
-            raise ModelFileError(f"{folder / _WEIGHTS}: {name} is {found}: expected {shape}")
-    with torch.no_grad():
-        for name, tensor in model.all_tensors().items():
-            tensor.copy_(stored[name])
+    stored, ops = find_tensors(folder), TorchOperations()
+    found = {name: one.shape for name, one in stored.items()}
+    refuse_other_tensors(folder, _shapes(model.config), found)
+    tensors = model.all_tensors()
+    for name, one in stored.items():
+        fill(tensors[name], ops.from_numpy(one.read()), name, folder)
     return model.requires_grad_(False)
+
+
+def _shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """What a reward model stores: the network without a head, and the vector."""
+    shapes = tensor_shapes(config)
+    shapes.pop(HEAD, None)
+    return shapes | {SCORE: (1, config.hidden_size)}

@@ -64,4 +64,4 @@ class TextStage:
         return self.held_out.measure()
 
     def export(self, folder: Path) -> None:
-        export_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+        export_model(folder, self.learner.model, self.recipe)

@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import torch
 
 from fourbee.foundation.runtime import keep_freed_memory
-from fourbee.training.checkpoint import Progress, load_checkpoint, run_lock, save_checkpoint
+from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fourbee.training.learner import Learner
 from fourbee.training.optimizers import build_optimizers, learning_rate_at
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.rollouts import sample_texts
+from fourbee.training.run_folder import own_run
 from fourbee.training.run_log import Log, open_log
 from fourbee.training.spike_guard import SpikeGuard
 from fourbee.training.stage import Batch, Stage, Sums, merged
@@ -54,6 +55,8 @@ class Trainer:
         """
         self.recipe = recipe
         self.reporter = reporter
+        with own_run(recipe):  # refused before data and weights are read
+            pass
         keep_freed_memory()
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
@@ -69,7 +72,7 @@ class Trainer:
         """Runs to the end (or to Ctrl-C, which saves first) and exports; returns the export."""
         recipe = self.recipe
         exported = recipe.output / "model"
-        with run_lock(recipe.output):
+        with own_run(recipe):
             progress = self._resume()
             with _interruption() as interrupted, open_log(recipe.output, progress.update) as log:
                 self._run(progress, interrupted, log)

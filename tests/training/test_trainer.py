@@ -150,7 +150,8 @@ def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
 
 
 def test_a_damaged_checkpoint_is_one_line(recipe):
-    pretrain(replace(recipe, epochs=1), SilentReporter())
+    recipe = replace(recipe, epochs=1)
+    pretrain(recipe, SilentReporter())
     last = max(recipe.output.glob("update-*"))
     (last / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(TrainingError, match="cannot be resumed") as caught:
