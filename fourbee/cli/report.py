@@ -14,7 +14,7 @@ def report(
         Path | None, typer.Option(help="The file; default: report.html in the first folder.")
     ] = None,
 ) -> None:
-    """Write curves, samples and recipes of training runs, also unfinished ones, as one HTML file."""
+    """Write curves, samples and recipes of training runs, unfinished ones too, as one HTML file."""
     from fourbee.training.report import write_report
 
     typer.echo(write_report(runs, output or runs[0] / "report.html"))

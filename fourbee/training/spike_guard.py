@@ -30,7 +30,7 @@ class SpikeGuard:
         self._norms: deque[float] = deque(maxlen=_NORMS)
 
     def refuses(self, norm: float, update: int, loss: float) -> bool:
-        """Whether the update is to be left out; TrainingError after too many that are not finite."""
+        """Whether the update is to be left out; TrainingError after too many not finite."""
         finite = math.isfinite(norm)
         if finite and self._in_a_row >= self.settings.patience:
             self._norms.clear()  # so many large ones in a row are no accident: they are usual now

@@ -26,7 +26,7 @@ from fourbee.training.losses import (
     token_logps,
 )
 from fourbee.training.network import TrainableQwen3
-from fourbee.training.packing import Pack, pack_documents
+from fourbee.training.packing import Pack
 from fourbee.training.preference_losses import Answers, PreferenceSettings, preference_values
 from fourbee.training.reward_losses import reward_values
 
@@ -115,12 +115,16 @@ def trainer(name: str, tmp_path: Any, model: Any, rows: Mapping[str, list[Any]],
 
 
 def pack_of(prompts: list[list[int]], completions: list[list[int]]) -> Pack:
-    documents = [
-        (prompt + completion, [False] * len(prompt) + [True] * len(completion))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    (pack,) = pack_documents(documents, sum(len(ids) for ids, _ in documents))
-    return pack
+    """In the order of the batch, as the peer has it."""
+    pairs = list(zip(prompts, completions, strict=True))
+    lengths = tuple(len(prompt) + len(completion) for prompt, completion in pairs)
+    return Pack(
+        ids=np.concatenate([np.array(prompt + completion) for prompt, completion in pairs]),
+        positions=np.concatenate([np.arange(length) for length in lengths]),
+        learned=np.concatenate([np.arange(len(p) + len(c)) >= len(p) for p, c in pairs]),
+        lengths=lengths,
+        documents=tuple(range(len(pairs))),
+    )
 
 
 def hidden_states(model: TrainableQwen3, pack: Pack) -> Tensor:
