@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import build
+from fourbee.training.export import export_model
+from fourbee.training.learner import Learner
 from fourbee.training.pretrain import pretrain
 from fourbee.training.text import TextRecipe
 from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
 
-# Updates from which the pace is taken, and the share of the time that they may fill: machines
-# slow down.
-_PACED, _FILLED = 20, 0.9
+# Shares of the time: of the flat stretch, and of the rest that the decay is planned to fill, as
+# machines slow down. More updates a second than any machine makes.
+_FLAT, _FILLED, _MOST_UPDATES_A_SECOND = 0.55, 0.92, 10
 
 OURS: Mapping[str, Any] = {
     "tokens_per_update": 2048,
@@ -84,50 +91,73 @@ def compare(folder: Path, seconds: float) -> dict[str, list[dict[str, float]]]:
 
 
 def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
+    """A flat stretch until `_FLAT` of the time, whose pace tells how long the decay may be."""
     started = time.monotonic()
+    run = folder / f"ours-{int(time.time())}"
     table = {
         **OURS,
-        "output": str(folder / f"ours-{int(time.time())}"),
+        "output": str(run),
         "data": [str(folder / "train.txt")],
         "tokenizer": str(folder / "tokenizer"),
         "validation": {"path": str(folder / "val.txt")},
-        "validate_every": 10**9,
-        "checkpoint_every": 10**9,
+        "validate_every": 150,
+        "checkpoint_every": 10**6,
     }
-    paced = _Curve(started)
-    pretrain(
-        build(TextRecipe, table | {"output": table["output"] + "-pace", "updates": _PACED}), paced
+    curve = _Curve(started, _FLAT * seconds)
+    # The plan of a run is made whole: no longer than it can be needed.
+    flat = build(TextRecipe, table | {"updates": int(seconds * _MOST_UPDATES_A_SECOND)})
+    with suppress(KeyboardInterrupt):
+        pretrain(replace(flat, optimizer=replace(flat.optimizer, decay_fraction=0.0)), curve)
+    last = max(run.glob("update-*"))
+    pace = (time.monotonic() - started) / int(last.name.partition("-")[2])
+    left = seconds - (time.monotonic() - started)
+    start = folder / "flat"
+    _export(last, flat, start)
+    decay = build(
+        TextRecipe,
+        table
+        | {
+            "output": f"{run}-decay",
+            "init_from": str(start),
+            "updates": max(20, int(_FILLED * left / pace)),
+            "seed": 1,
+        },
     )
-    pace = paced.seconds_of_update
-    updates = max(60, int(_FILLED * (seconds - (time.monotonic() - started)) / pace))
-    recipe = build(TextRecipe, table | {"updates": updates})
-    curve = _Curve(started)
-    pretrain(replace(recipe, validate_every=max(1, updates // 30)), curve)
+    settings = replace(decay.optimizer, warmup_updates=10, decay_fraction=0.98)
+    pretrain(replace(decay, optimizer=settings), curve)
     return curve.points
 
 
-class _Curve:
-    """Notes the validation loss over wall-clock time."""
+def _export(checkpoint: Path, recipe: TextRecipe, folder: Path) -> None:
+    """The weights of a training checkpoint as a model's folder."""
+    model = Learner.from_recipe(recipe).model
+    stored = load_file(checkpoint / "model.safetensors")
+    with torch.no_grad():
+        for name, tensor in model.trained_tensors().items():
+            tensor.copy_(stored[name])
+    export_model(folder, model, recipe)
 
-    def __init__(self, started: float) -> None:
-        self._started = started
+
+class _Curve:
+    """Notes the validation loss over wall-clock time; interrupts the run when `until` is over."""
+
+    def __init__(self, started: float, until: float) -> None:
+        self._started, self._until = started, until
+        self._stopped = False
         self.points: list[dict[str, float]] = []
-        self.seconds_of_update = 0.0
 
     def preparing(self, message: str) -> None:
         pass
 
     def update(self, done: int, total: int, record: Mapping[str, Any]) -> None:
-        # The first ones make room for what stays.
-        if done > total // 4:
-            share = 1 / (done - total // 4)
-            self.seconds_of_update += share * (record["seconds_of_update"] - self.seconds_of_update)
+        if time.monotonic() - self._started > self._until and not self._stopped:
+            self._stopped = True
+            os.kill(os.getpid(), signal.SIGINT)
 
     def validation(self, record: Mapping[str, Any]) -> None:
         seconds = time.monotonic() - self._started
         self.points.append(
             {
-                "update": record["update"],
                 "seconds": seconds,
                 "processor_seconds": time.process_time(),
                 "loss": record["all"]["loss"],

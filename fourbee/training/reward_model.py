@@ -1,7 +1,7 @@
 """Reward models: trained on pairs of answers (Bradley-Terry), then scoring answers for GRPO.
 
 A reward model is the network with one more vector, `score.weight`; an answer's reward is its
-product with the final hidden state of the answer's last token.
+product with the final hidden state of the token that ends the answer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,9 +47,15 @@ class RewardRecipe(DataSettings, TrainRecipe):
 
 
 def rewards_of(learner: Learner, pack: Pack) -> Tensor:
-    """The reward `[documents]` of each document of a pack."""
-    last = torch.tensor(pack.lengths, device=learner.ops.device).cumsum(0) - 1
-    return learner.model.score(learner.hidden(pack)[last])
+    """The reward `[documents]` of each document of a pack, read where its answer ends.
+
+    That is its last target: what a chat template writes behind an answer is no part of it, and is
+    not there when an answer has just been sampled.
+    """
+    targets = np.flatnonzero(pack.learned)
+    ends = np.cumsum(pack.lengths)
+    last = targets[np.searchsorted(targets, ends) - 1]
+    return learner.model.score(learner.hidden(pack)[torch.from_numpy(last)])
 
 
 class RewardStage:

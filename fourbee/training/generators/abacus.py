@@ -107,20 +107,18 @@ def task(one: Sum, rng: random.Random) -> Record:
 
 
 def near_miss(one: Sum, rng: random.Random) -> str:
-    """A wrong answer as it is made: a digit off by one, two exchanged, one lost or doubled."""
+    """A wrong answer as it is made: a carry too many or too few, a digit misread, two exchanged."""
     answer = one.answer
     while True:
         place = rng.randrange(len(answer))
         kind = rng.randrange(4)
-        if kind == 0:
-            digit = (int(answer[place]) + rng.choice((-1, 1))) % 10
-            wrong = f"{answer[:place]}{digit}{answer[place + 1 :]}"
-        elif kind == 1 and place:
-            wrong = f"{answer[: place - 1]}{answer[place]}{answer[place - 1]}{answer[place + 1 :]}"
-        elif kind == 2 and len(answer) > 1:
-            wrong = answer[:place] + answer[place + 1 :]
+        if kind == 3:
+            place = max(place, 1)
+            swapped = answer[place] + answer[place - 1]
+            wrong = f"{answer[: place - 1]}{swapped}{answer[place + 1 :]}"
         else:
-            wrong = answer[:place] + answer[place] + answer[place:]
+            step = rng.choice((-1, 1)) if kind < 2 else rng.randrange(1, 10)
+            wrong = f"{answer[:place]}{(int(answer[place]) + step) % 10}{answer[place + 1 :]}"
         if wrong != answer:
             return wrong
 
