@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from fourbee.engine.llm import LLM
     from fourbee.engine.sampling import SamplingParams
     from fourbee.text.tokenizer import Tokenizer
+    from fourbee.training.preference_losses import dpo_loss
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "Tokenizer", "__version__"]
+__all__ = ["LLM", "SamplingParams", "Tokenizer", "__version__", "dpo_loss"]
 
 _HOMES = {
     "LLM": "fourbee.engine.llm",
     "SamplingParams": "fourbee.engine.sampling",
     "Tokenizer": "fourbee.text.tokenizer",
+    "dpo_loss": "fourbee.training.preference_losses",
 }
 
 

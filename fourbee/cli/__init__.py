@@ -21,6 +21,7 @@ from fourbee.cli.evaluate import evaluate
 from fourbee.cli.export import export
 from fourbee.cli.plan import plan
 from fourbee.cli.quantize import quantize
+from fourbee.cli.report import report
 from fourbee.cli.serve import pull, serve
 from fourbee.cli.talk import chat, generate
 from fourbee.cli.tokens import tokens
@@ -46,6 +47,7 @@ app.command()(quantize)
 app.command()(export)
 app.command(name="eval")(evaluate)
 app.command()(tokens)
+app.command()(report)
 for group in (train_app, data_app, bench_app, contexts_app):
     app.add_typer(group)
 

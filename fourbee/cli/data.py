@@ -40,6 +40,18 @@ def generate(recipe: Recipe, assignments: Set = None, explained: Explain = False
 
 
 @data_app.command()
+def abacus(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Write sums in every form that a stage reads: conversations, pairs and tasks, to try it on."""
+    from fourbee.cli.train import read_recipe
+    from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
+
+    settings = read_recipe(AbacusRecipe, recipe, assignments, explained)
+    if settings is not None:
+        for path in write_abacus(settings):
+            typer.echo(path)
+
+
+@data_app.command()
 def blind(
     templates: Annotated[Path, typer.Argument(help="Folder with one template file a skill.")],
     output: Annotated[Path, typer.Argument(help="The JSON lines file to write.")],

@@ -1,10 +1,9 @@
-"""`fourbee train tokenizer|pretrain|sft RECIPE`: training from a recipe, always resumable."""
+"""`fourbee train STAGE RECIPE`: training from a recipe, always resumable."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,12 +40,9 @@ def pretrain(recipe: Recipe, assignments: Set = None, explained: Explain = False
     """Train on every token of the samples, from scratch or from a checkpoint."""
     _require_torch()
     from fourbee.training.pretrain import pretrain as run
-    from fourbee.training.trainer import TrainRecipe
+    from fourbee.training.text import TextRecipe
 
-    settings = read_recipe(TrainRecipe, recipe, assignments, explained)
-    if settings is not None:
-        with ProgressReporter() as reporter:
-            typer.echo(run(settings, reporter))
+    _run(TextRecipe, run, recipe, assignments, explained)
 
 
 @train_app.command()
@@ -54,12 +50,61 @@ def sft(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> 
     """Supervised fine-tuning: train on what the assistant says, and on nothing else."""
     _require_torch()
     from fourbee.training.sft import sft as run
-    from fourbee.training.trainer import TrainRecipe
+    from fourbee.training.text import TextRecipe
 
-    settings = read_recipe(TrainRecipe, recipe, assignments, explained)
+    _run(TextRecipe, run, recipe, assignments, explained)
+
+
+@train_app.command()
+def reward(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Train a reward model on pairs of answers: what GRPO can learn from instead of rules."""
+    _require_torch()
+    from fourbee.training.reward_model import RewardRecipe, reward_model
+
+    _run(RewardRecipe, reward_model, recipe, assignments, explained)
+
+
+@train_app.command()
+def preference(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Preference optimisation: DPO and its family (preference.loss), on pairs of answers."""
+    _require_torch()
+    from fourbee.training.preference import PreferenceRecipe
+    from fourbee.training.preference import preference as run
+
+    _run(PreferenceRecipe, run, recipe, assignments, explained)
+
+
+@train_app.command()
+def grpo(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Reinforcement learning: answers are sampled, rewarded, and the better ones made likelier."""
+    _require_torch()
+    from fourbee.training.grpo import GrpoRecipe
+    from fourbee.training.grpo import grpo as run
+
+    _run(GrpoRecipe, run, recipe, assignments, explained)
+
+
+@train_app.command()
+def distill(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
+    """Distillation: a student learns a teacher's distribution, on given texts or on its own."""
+    _require_torch()
+    from fourbee.training.distill import DistillRecipe
+    from fourbee.training.distill import distill as run
+
+    _run(DistillRecipe, run, recipe, assignments, explained)
+
+
+def _run(
+    kind: type[RecipeT],
+    stage: Callable[[RecipeT, ProgressReporter], Path],
+    recipe: Path,
+    assignments: list[str] | None,
+    explained: bool,
+) -> None:
+    settings = read_recipe(kind, recipe, assignments, explained)
     if settings is not None:
         with ProgressReporter() as reporter:
-            typer.echo(run(settings, reporter))
+            typer.echo(stage(settings, reporter))
 
 
 def read_recipe(
@@ -82,6 +127,10 @@ def _require_torch() -> None:
         raise UsageError(
             f"training needs {error.name}, which is not installed: pip install 'fourbee[train]'"
         ) from None
+
+
+# What a line of progress tells beside the loss, where a stage has it.
+_TOLD = ("accuracy", "margin", "reward", "reference_kl", "left_out")
 
 
 class ProgressReporter:
@@ -119,18 +168,16 @@ class ProgressReporter:
         seconds = record["seconds_of_update"]
         self.rate = 1 / seconds if not self.rate else 0.95 * self.rate + 0.05 / seconds
         left = timedelta(seconds=round((total - done) / self.rate))
-        state = (
-            f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  {left} left"
-        )
+        measures = [f"loss {record['loss']:.4g}"]
+        measures += [f"{key} {record[key]:.3g}" for key in _TOLD if key in record]
+        state = f"{'  '.join(measures)}  {record['tokens_per_second']:,.0f} tokens/s  {left} left"
         self.bar.update(self.task, completed=done, total=total, state=state)
         if not self.console.is_terminal and (now - self.line_at > self._PAUSE or done == total):
             self.line_at = now
             self.console.print(f"update {done}/{total}  {state}")
 
     def validation(self, record: Mapping[str, Any]) -> None:
-        shares = {
-            skill: round(values["exact"], 3)
-            for skill, values in record.items()
-            if isinstance(values, Mapping)
-        }
-        self.console.print(f"update {record['update']}  exact {json.dumps(shares)}")
+        for name, values in record.items():
+            if isinstance(values, Mapping):
+                told = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+                self.console.print(f"update {record['update']}  {name}: {told}")

@@ -7,6 +7,7 @@ they are attended, one sequence at a time, so that its arithmetic does not depen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,10 @@ from fourbee.kernels.attention_pattern import (
 )
 from fourbee.kernels.operations import FloatArray, IntArray
 from fourbee.kernels.paged_cache import DROPPED, PagedCache, held_positions
+
+# In bfloat16 torch's fused CPU kernel is slower up to this length, mostly its backward pass; its
+# scores need no memory, which decides for long documents.
+_WRITTEN_OUT = 1024
 
 
 class TorchPages:
@@ -202,36 +207,53 @@ class DocumentAttention:
     """Causal attention inside each document of packed rows, for training.
 
     `lengths` are those of the documents that lie one after another in the T rows. Each document
-    is attended on its own: no mask over the pack, no work between documents.
+    is attended on its own: no mask over the pack, no work between documents. Neighbours of one
+    length are attended in one call: a hundred short documents cost four times as much one by one.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = list(lengths)
+        self.runs = [(length, len(list(same))) for length, same in groupby(lengths)]
 
     def __call__(
         self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
     ) -> Tensor:
-        documents = zip(
-            torch.split(query_QTHK[0].transpose(0, 1), self.lengths, dim=1),
-            torch.split(key_TGK.transpose(0, 1), self.lengths, dim=1),
-            torch.split(value_TGK.transpose(0, 1), self.lengths, dim=1),
+        rows = [length * count for length, count in self.runs]
+        parts = zip(
+            self.runs,
+            torch.split(query_QTHK[0], rows),
+            torch.split(key_TGK, rows),
+            torch.split(value_TGK, rows),
             strict=True,
         )
-        contexts = [_attend_document(query, key, value) for query, key, value in documents]
-        return torch.cat(contexts, dim=1).transpose(0, 1).flatten(1)
+        contexts = [
+            _attend_documents(count, query, key, value) for (_, count), query, key, value in parts
+        ]
+        return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
 
 
-def _attend_document(query_HTK: Tensor, key_GTK: Tensor, value_GTK: Tensor) -> Tensor:
-    """Causal attention of one document, `[H, T, K]`.
+def _attend_documents(count: int, query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor) -> Tensor:
+    """Causal attention of `count` documents of one length, `[T, H*K]`."""
+    rows, num_heads, head_dim = query_THK.shape
+    length, groups = rows // count, key_TGK.shape[1]
+    query = query_THK.view(count, length, num_heads, head_dim).transpose(1, 2)
+    key = key_TGK.view(count, length, groups, head_dim).transpose(1, 2)
+    value = value_TGK.view(count, length, groups, head_dim).transpose(1, 2)
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and length <= _WRITTEN_OUT:
+        context = _written_out(query, key, value)
+    else:
+        context = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=groups != num_heads
+        )
+    return context.transpose(1, 2).reshape(rows, num_heads * head_dim)
 
-    Written out: for documents of a few hundred tokens this is half the time of torch's fused CPU
-    kernel, whose backward pass dominated training.
-    """
-    num_heads, count, head_dim = query_HTK.shape
-    groups = key_GTK.shape[0]
-    scale: float = head_dim**-0.5
-    grouped = (query_HTK * scale).reshape(groups, -1, head_dim)
-    scores = (grouped @ key_GTK.transpose(1, 2)).view(num_heads, count, count)
-    future = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu(1)
-    weights = scores.float().masked_fill(future, -torch.inf).softmax(-1).to(value_GTK.dtype)
-    return (weights.view(groups, -1, count) @ value_GTK).view(num_heads, count, head_dim)
+
+def _written_out(query_NHTK: Tensor, key_NGTK: Tensor, value_NGTK: Tensor) -> Tensor:
+    """The same, `[N, H, T, K]`, by its definition; the softmax in float32."""
+    count, num_heads, length, head_dim = query_NHTK.shape
+    groups = key_NGTK.shape[1]
+    grouped = (query_NHTK * head_dim**-0.5).reshape(count, groups, -1, head_dim)
+    scores = (grouped @ key_NGTK.transpose(2, 3)).view(count, num_heads, length, length)
+    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+    weights = scores.float().masked_fill(future, -torch.inf).softmax(-1).to(value_NGTK.dtype)
+    context = weights.view(count, groups, -1, length) @ value_NGTK
+    return context.view(count, num_heads, length, head_dim)

@@ -161,6 +161,12 @@ def _refuse_other_networks(values: Mapping[str, Any], source: str) -> None:
     model_type = values.get("model_type")
     if model_type != "qwen3":
         raise ModelFileError(f"{source}: model_type = {model_type!r}: expected 'qwen3'")
+    for name in values.get("architectures") or ():
+        if str(name).endswith("ForSequenceClassification"):
+            raise ModelFileError(
+                f"{source}: architectures = {name!r}: a reward model, which scores texts and "
+                "writes none; expected 'Qwen3ForCausalLM'"
+            )
     for key, allowed in _FIXED.items():
         if key in values and values[key] not in allowed:
             raise ModelFileError(f"{source}: {key} = {values[key]!r}: expected {allowed[0]!r}")

@@ -1,7 +1,8 @@
 """Training checkpoints: weights, optimizer and position in the data, written whole or not at all.
 
 A checkpoint is a folder `update-N`. It appears under its name only when everything in it is on the
-disk, so a run that is killed at any moment finds its last whole checkpoint.
+disk, so a run that is killed at any moment finds its last whole checkpoint. What is saved is what
+is trained: with LoRA the adapters, not the weights that they adapt.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourbee.foundation.errors import TrainingError
+
+_OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
 
 
 @dataclass(frozen=True)
@@ -33,51 +36,84 @@ class Progress:
 
 def save_checkpoint(
     run: Path,
-    model: nn.Module,
+    tensors: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
     keep: int,
+    state: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `run`/update-N and removes all but the `keep` newest."""
+    """Writes `run`/update-N with the trained `tensors`, and removes all but the `keep` newest.
+
+    `state` is whatever else the run needs, as JSON. TrainingError where it cannot be written; the
+    checkpoints that there are stay.
+    """
     final = run / f"update-{progress.update:07d}"
     partial = run / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_contiguous(dict(model.named_parameters())), partial / "model.safetensors")
-    save_file(_optimizer_tensors(optimizers), partial / "optimizer.safetensors")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    for path in partial.iterdir():
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    _sync(run)
-    for old in _checkpoints(run)[:-keep]:
+    saved = {"progress": asdict(progress), "state": dict(state or {})}
+    files = {
+        "model.safetensors": _contiguous(tensors),
+        "optimizer.safetensors": _optimizer_tensors(optimizers),
+    }
+    try:
+        for left in run.glob("update-*.partial"):  # by a run that was killed
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            save_file(content, partial / name)
+        (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
+        for path in partial.iterdir():
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _sync(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        needed = sum(one.nbytes for content in files.values() for one in content.values())
+        raise TrainingError(
+            f"checkpoint {final}: cannot be written: {_reason(error)}: {needed:,} bytes needed, "
+            f"{shutil.disk_usage(run).free:,} free; the run can be resumed from "
+            f"{_name_of_last(run)}"
+        ) from error
+    for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def load_checkpoint(
-    run: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> Progress | None:
-    """Restores the newest checkpoint of `run`; None when there is none."""
-    found = _checkpoints(run)
+    run: Path, tensors: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[Progress, Mapping[str, Any]] | None:
+    """Restores the newest checkpoint of `run` into `tensors` and optimizers; None without one.
+
+    Also returns the saved `state`. TrainingError for one that is damaged or of another run.
+    """
+    found = checkpoints(run)
     if not found:
         return None
     folder = found[-1]
     try:
         weights = load_file(folder / "model.safetensors")
-        state = load_file(folder / "optimizer.safetensors")
-        progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        model.load_state_dict(weights, strict=True)
-        _restore_optimizers(optimizers, state)
+        moments = load_file(folder / "optimizer.safetensors")
+        saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        progress, state = Progress(**saved["progress"]), saved["state"]
+        if {name: one.shape for name, one in weights.items()} != {
+            name: one.shape for name, one in tensors.items()
+        }:
+            raise ValueError("saved by a run of another model, or with other lora settings")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if not weights[name].isfinite().all():
+                    raise ValueError(f"{name} holds NaN or infinity")
+                tensor.copy_(weights[name])
+        _restore_optimizers(optimizers, moments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         line = str(error).splitlines()[0]
         raise TrainingError(f"checkpoint {folder}: cannot be resumed: {line}") from error
-    return progress
+    return progress, state
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
     return sorted(p for p in run.glob("update-*") if p.suffix != ".partial")
 
 
@@ -100,15 +136,28 @@ def _restore_optimizers(
     groups: list[list[dict[str, Any]]] = [
         optimizer.state_dict()["param_groups"] for optimizer in optimizers
     ]
-    # Every parameter has a state after one update; other ones are of other optimizers.
-    expected = [{index for group in of_one for index in group["params"]} for of_one in groups]
-    if {number: set(state) for number, state in states.items()} != dict(enumerate(expected)):
-        raise ValueError("saved with other optimizers (optimizer.matrices)")
+    if not set(states) <= set(range(len(optimizers))):
+        raise ValueError(_OTHER_OPTIMIZERS)
     for place, optimizer in enumerate(optimizers):
-        optimizer.load_state_dict({"state": states[place], "param_groups": groups[place]})
+        state = states.get(place, {})
+        # Of every parameter, or of none as long as all updates were left out.
+        if state and set(state) != {index for one in groups[place] for index in one["params"]}:
+            raise ValueError(_OTHER_OPTIMIZERS)
+        optimizer.load_state_dict({"state": state, "param_groups": groups[place]})
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _name_of_last(run: Path) -> str:
+    found = checkpoints(run)
+    return found[-1].name if found else "its beginning"
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, in a line; safetensors' errors quote it."""
+    full = "No space left on device"
+    return full if full in str(error) else str(error).splitlines()[0]
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 

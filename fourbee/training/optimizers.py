@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,8 @@ class OptimizerSettings:
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # largest norm of the whole gradient; 0 = off
     warmup_updates: int = 100
-    decay_fraction: float = 0.2  # share of the updates at the end that decay
+    schedule: Literal["wsd", "cosine"] = "wsd"  # warm-up, stable, decay; or one half of a cosine
+    decay_fraction: float = 0.2  # wsd: share of the updates at the end that decay
     final_fraction: float = 0.0  # of the learning rate, at the last update
 
 
@@ -68,9 +70,17 @@ def build_optimizers(
 
 
 def learning_rate_at(update: int, total: int, settings: OptimizerSettings) -> float:
-    """Warm-up, a flat stretch, then linear decay to `final_fraction`; updates count from 0."""
+    """Warm-up, then a flat stretch and linear decay, or a cosine; updates count from 0.
+
+    Both end at `final_fraction`. WSD: Hu et al. 2024 (arXiv 2404.06395); cosine: Loshchilov &
+    Hutter 2017 (arXiv 1608.03983).
+    """
     if update < settings.warmup_updates:
         return settings.learning_rate * (update + 1) / settings.warmup_updates
+    if settings.schedule == "cosine":
+        done = (update - settings.warmup_updates) / max(1, total - settings.warmup_updates)
+        low = settings.final_fraction
+        return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
     decay = int(total * settings.decay_fraction)
     remaining = total - update
     if decay and remaining < decay:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fourbee.training.corpus import Corpus
+from fourbee.training.samples import Document
 
 # How many pieces are looked at to fill the end of an update, and how many of those in order are
 # open to exchange: five of a hundred fill nearly any gap.
@@ -131,6 +132,27 @@ def make_packs(
     return packs
 
 
+def pack_documents(documents: Sequence[Document], tokens_per_pack: int) -> list[Pack]:
+    """Documents that are in no corpus as packs; those of like lengths, which are quick together.
+
+    `Pack.documents` are indices into `documents`.
+    """
+    packs: list[Pack] = []
+    order = sorted(range(len(documents)), key=lambda index: len(documents[index][0]))
+    while order:
+        filled = count = 0
+        while count < len(order):
+            filled += len(documents[order[count]][0])
+            if count and filled > tokens_per_pack:
+                break
+            count += 1
+        chosen, order = order[:count], order[count:]
+        ids = [np.array(documents[index][0], np.int64) for index in chosen]
+        learned = [np.array(documents[index][1], np.bool_) for index in chosen]
+        packs.append(_join(ids, learned, chosen))
+    return packs
+
+
 def _fill(ahead: list[Piece], drawn: Iterator[Piece], capacity: int, spare: int = 0) -> list[int]:
     """Indices of the pieces of `ahead` that fill `capacity`, the first always among them."""
     used = count = 0
@@ -161,10 +183,19 @@ def _make_pack(corpora: Sequence[Corpus], pieces: Sequence[Piece], indices: Sequ
         piece = pieces[index]
         for span in corpora[piece.corpus].spans(piece.sample, piece.first, piece.stop):
             ids.append(corpora[piece.corpus].ids[span])
-            mask = np.array(corpora[piece.corpus].learned[span])
-            mask[0] = False
-            learned.append(mask)
+            learned.append(np.array(corpora[piece.corpus].learned[span]))
             documents.append(index)
+    return _join(ids, learned, documents)
+
+
+def _join(
+    ids: Sequence[npt.NDArray[Any]],
+    learned: Sequence[npt.NDArray[np.bool_]],
+    documents: Sequence[int],
+) -> Pack:
+    """Documents side by side; nothing predicts the first token of one."""
+    for mask in learned:
+        mask[0] = False
     lengths = tuple(len(one) for one in ids)
     return Pack(
         ids=np.concatenate(ids).astype(np.int64),

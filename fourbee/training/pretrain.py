@@ -1,12 +1,19 @@
-"""Pretraining, from scratch or continued: every token of a document is a target."""
+"""Pretraining, from scratch or continued: every token of a document is a target.
+
+Continued pretraining is `init_from` another run's model, with other data or, for longer texts,
+other `positions`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fourbee.training.trainer import Reporter, Trainer, TrainRecipe
+from fourbee.training.text import TextRecipe, TextStage
+from fourbee.training.trainer import Reporter, Trainer
 
 
-def pretrain(recipe: TrainRecipe, reporter: Reporter) -> Path:
+def pretrain(recipe: TextRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
-    return Trainer(recipe, "all", reporter).train()
+    return Trainer(
+        recipe, lambda learner, told: TextStage(recipe, "all", learner, told), reporter
+    ).train()

@@ -25,11 +25,11 @@ from fourbee.training.sources import Source
 _BUDGETS = ("epochs", "updates", "tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The data of a run; exactly one of epochs, updates and tokens says how much of it."""
+    """The data of a run; one of epochs, updates and tokens says how much of it, else one epoch."""
 
-    sources: tuple[Source, ...]
+    data: tuple[Source, ...] = ()
     mixture: Mixture | None = None  # None: all sources together, as large as they are
     curriculum: tuple[CurriculumPoint, ...] = ()
     epochs: int | None = None  # so many times the tokens of all sources
@@ -42,10 +42,13 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = ", ".join(given) or "none"
-            raise UsageError(f"expected exactly one of epochs, updates, tokens; given: {found}")
-        for name, least in ((given[0], 1), ("tokens_per_update", 2), ("tokens_per_pack", 2)):
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: expected only one of {', '.join(_BUDGETS)}")
+        for name, least in (
+            *((name, 1) for name in given),
+            ("tokens_per_update", 2),
+            ("tokens_per_pack", 2),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected at least {least}")
         Curriculum(self.curriculum)
@@ -123,7 +126,7 @@ class _Drawing:
         longest: int,
         total: float,
     ) -> None:
-        self.corpora, self.sources, self.curriculum = corpora, settings.sources, curriculum
+        self.corpora, self.sources, self.curriculum = corpora, settings.data, curriculum
         self.total = math.inf if settings.updates is not None else total
         self.scale = total
         self.mixture = settings.mixture or Mixture()
@@ -177,9 +180,8 @@ def _budget(corpora: Sequence[Corpus], settings: DataSettings, curriculum: Curri
     """Tokens of the run; where its updates are what is given, about as many as they will have."""
     if settings.tokens is not None:
         return settings.tokens
-    if settings.epochs is not None:
-        return settings.epochs * sum(len(corpus.ids) for corpus in corpora)
-    assert settings.updates is not None
+    if settings.updates is None:
+        return (settings.epochs or 1) * sum(len(corpus.ids) for corpus in corpora)
     places = np.linspace(0.0, 1.0, 1001)
     sizes = [curriculum.tokens_per_update.at(p, settings.tokens_per_update) for p in places]
     # Of T tokens, dT / size are an update.

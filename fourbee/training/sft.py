@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fourbee.training.trainer import Reporter, Trainer, TrainRecipe
+from fourbee.training.text import TextRecipe, TextStage
+from fourbee.training.trainer import Reporter, Trainer
 
 
-def sft(recipe: TrainRecipe, reporter: Reporter) -> Path:
+def sft(recipe: TextRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
-    return Trainer(recipe, "assistant", reporter).train()
+    return Trainer(
+        recipe, lambda learner, told: TextStage(recipe, "assistant", learner, told), reporter
+    ).train()

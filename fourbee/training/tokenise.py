@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,39 @@ _VERSION = 1
 _CHUNK = 256
 
 Chunk = list[tuple[int, Any]]
+
+
+def load_corpora(
+    recipe: CorpusRecipe, loss: Loss, told: Callable[[str], None]
+) -> tuple[Corpus, ...]:
+    """The corpora of a recipe's sources, as `load_corpus`; `told` hears of each."""
+    corpora = []
+    for source in recipe.data:
+        told(f"tokenising {source.path}")
+        folder, cache = recipe.tokenizer_folder, recipe.output / "cache"
+        corpora.append(load_corpus(source, folder, loss, cache, workers=recipe.workers))
+        skipped = corpora[-1].skipped
+        if skipped:
+            told(f"{source.path}: {skipped} bad samples left out, as bad_samples = 'skip' says")
+    if not corpora:
+        raise UsageError("data: expected at least one file of samples")
+    return tuple(corpora)
+
+
+class CorpusRecipe(Protocol):
+    """What a recipe says of its data."""
+
+    @property
+    def data(self) -> tuple[Source, ...]: ...
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def tokenizer_folder(self) -> Path: ...
+
+    @property
+    def workers(self) -> int: ...
 
 
 def load_corpus(
@@ -120,35 +153,40 @@ def _chunks(samples: Numbered) -> Iterator[Chunk]:
 
 def _encode(source: Source, folder: Path, loss: Loss, chunk: Chunk) -> Corpus:
     tokenizer, chat = _tokenizer(folder)
-    encoded: list[Encoded] = []
-    numbers, difficulty = [], []
+    encoded: list[tuple[int, float, Encoded]] = []
     for number, raw in chunk:
         try:
             sample = house_sample(raw, source)
             one = encode(sample, loss, tokenizer, chat)
             tokens = sum(len(ids) for ids, _ in one.documents)
-            difficulty.append(_difficulty(sample, tokens))
+            encoded.append((number, _difficulty(sample, tokens), one))
         except FourbeeError as error:
             if isinstance(error, UsageError) and error.parameter == "format":
                 raise
             if source.bad_samples == "skip":
                 continue
             raise TrainingError(f"{source.path}:{number}: {error}") from None
-        encoded.append(one)
-        numbers.append(number)
-    documents = [document for one in encoded for document in one.documents]
+    return corpus_of(source, loss, encoded, skipped=len(chunk) - len(encoded))
+
+
+def corpus_of(
+    source: Source, loss: Loss, encoded: Sequence[tuple[int, float, Encoded]], skipped: int = 0
+) -> Corpus:
+    """Encoded samples, each with its line and difficulty, as a corpus in memory."""
+    samples = [one for _, _, one in encoded]
+    documents = [document for one in samples for document in one.documents]
     return Corpus(
         source=source,
         ids=np.array([i for ids, _ in documents for i in ids], np.int32),
         learned=np.array([one for _, learned in documents for one in learned], np.bool_),
         offsets=np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64),
-        difficulty=np.array(difficulty, np.float64),
-        cuttable=np.array([one.cuttable for one in encoded], np.bool_),
-        labels=np.array([one.label for one in encoded], np.bool_),
-        lines=np.array(numbers, np.int64),
-        answers=tuple(one.answer for one in encoded) if loss == "prompt" else (),
+        difficulty=np.array([difficulty for _, difficulty, _ in encoded], np.float64),
+        cuttable=np.array([one.cuttable for one in samples], np.bool_),
+        labels=np.array([one.label for one in samples], np.bool_),
+        lines=np.array([number for number, _, _ in encoded], np.int64),
+        answers=tuple(one.answer for one in samples) if loss == "prompt" else (),
         parts=2 if loss == "pair" else 1,
-        skipped=len(chunk) - len(encoded),
+        skipped=skipped,
     )
 
 

@@ -23,6 +23,7 @@ class TokenizerRecipe:
     data: tuple[Path, ...]
     vocab_size: int = 4096
     max_samples: int = 40_000
+    han: bool = True  # a token for each of the commonest Han characters
     context_length: int = 2048
     # Greedy by default: what a small model answers best.
     temperature: float = 0.0
@@ -31,7 +32,7 @@ class TokenizerRecipe:
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Learns, and writes tokenizer.json, tokenizer_config.json, generation_config.json."""
     template = chat_template()
-    guaranteed = [*han_characters(), *"，。？！：；、（）“”"]
+    guaranteed = [*han_characters(), *"，。？！：；、（）“”"] if recipe.han else []
     tokenizer = train_bpe(
         _texts(recipe, ChatTemplate(template)), recipe.vocab_size, QWEN_CONTROL_TOKENS, guaranteed
     )

@@ -247,9 +247,7 @@ def test_a_line_that_is_not_there_is_one_line(fourbee, model, conversation, tmp_
     )
     outcome = fourbee("tokens", "--conversation", tmp_path / "no", "-m", model)
     assert outcome.code == 3
-    assert outcome.err == (
-        f"fourbee: data {tmp_path / 'no'}: no such file\n"
-    )
+    assert outcome.err == (f"fourbee: data {tmp_path / 'no'}: no such file\n")
 
 
 # ---- eval

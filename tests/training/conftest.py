@@ -10,9 +10,10 @@ import pytest
 
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.training.optimizers import OptimizerSettings
+from fourbee.training.recipe import ModelShape
 from fourbee.training.sources import Source
+from fourbee.training.text import TextRecipe
 from fourbee.training.tokenizer import chat_template
-from fourbee.training.trainer import ModelShape, TrainRecipe
 
 WORDS = "red blue green one two three four cat dog house tree river".split()
 
@@ -65,8 +66,8 @@ class SilentReporter:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TrainRecipe:
-    return TrainRecipe(
+def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TextRecipe:
+    return TextRecipe(
         output=tmp_path / "run",
         data=(Source(data_file),),
         tokenizer=tokenizer_folder,

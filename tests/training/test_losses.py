@@ -1,4 +1,4 @@
-"""The loss: cross-entropy in chunks, token-exact over packs, the same packed or not."""
+"""Cross-entropy and log-probabilities in chunks, token-exact over packs, the same packed or not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
+from fourbee.training import losses
 from fourbee.training.corpus import Corpus
-from fourbee.training.losses import _CHUNK, next_token_loss
+from fourbee.training.losses import (
+    _MOST_ROWS,
+    chunks,
+    next_token_loss,
+    sum_by_document,
+    targets_by_document,
+    token_logps,
+)
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.packing import Pack
 
@@ -74,7 +82,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-6) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("tokens", [2, 50, _CHUNK + 1, 2 * _CHUNK + 77])
+@pytest.mark.parametrize("tokens", [2, 50, _MOST_ROWS + 1, 2 * _MOST_ROWS + 77])
 def test_value_and_gradients_are_those_of_torchs_cross_entropy(ops, tokens, dtype):
     pack = random_pack(tokens, share=1.0)
     hidden, weight = random_head(tokens, scale=3.0)
@@ -120,6 +128,133 @@ def test_without_gradients_nothing_is_kept(ops):
     assert not result.loss.requires_grad
     with_gradient = next_token_loss(hidden, Linear(weight), pack, ops)
     assert with_gradient.loss.item() == result.loss.item()
+
+
+def test_measuring_makes_no_gradients(ops, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a gradient of the head was made")
+
+    monkeypatch.setattr(losses, "add_outer_products", refuse)
+    pack = random_pack(40, share=1.0)
+    hidden, weight = random_head(40)
+    with torch.no_grad():
+        next_token_loss(hidden * 1, Linear(weight), pack, ops)
+    frozen = Linear(weight.detach())
+    next_token_loss(hidden, frozen, pack, ops).loss.backward()
+    (token_logps(hidden, frozen, pack, ops).sum()).backward()
+    with pytest.raises(AssertionError, match="of the head"):
+        next_token_loss(hidden, Linear(weight), pack, ops)
+
+
+@pytest.mark.parametrize("vocabulary", [97, 4096, 151_936, 10_000_000])
+def test_chunks_are_about_64_megabytes_of_logits(vocabulary):
+    slices = list(chunks(5000, vocabulary))
+    assert [one.start for one in slices] == [0, *(one.stop for one in slices[:-1])]
+    assert slices[-1].stop == 5000
+    rows = {one.stop - one.start for one in slices[:-1]}
+    assert rows == {{97: 1024, 4096: 1024, 151_936: 110, 10_000_000: 64}[vocabulary]}
+    assert not list(chunks(0, vocabulary))
+
+
+def test_a_pack_without_targets_costs_nothing(ops):
+    pack = random_pack(5, share=0.0)
+    hidden, weight = random_head(5)
+    result = next_token_loss(hidden, Linear(weight), pack, ops)
+    logps = token_logps(hidden, Linear(weight), pack, ops)
+    (result.loss + logps.sum()).backward()
+    assert result.loss.item() == 0.0
+    assert logps.shape == (0,)
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+    assert sum_by_document(logps, pack).tolist() == [0.0]
+
+
+def test_a_second_backward_pass_is_refused(ops):
+    pack = random_pack(5, share=1.0)
+    hidden, weight = random_head(5)
+    loss = next_token_loss(hidden, Linear(weight), pack, ops).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# ---- log-probabilities of tokens
+
+
+def loop_logps(hidden, weight, pack: Pack, temperature: float) -> torch.Tensor:
+    """One token after another, from whole logits, in the type of the arguments."""
+    found = []
+    for token in np.flatnonzero(pack.learned):
+        logits = weight @ hidden[token - 1] / temperature
+        found.append(logits[pack.ids[token]] - logits.logsumexp(-1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_and_their_gradients_are_those_of_a_loop(monkeypatch, dtype, temperature):
+    monkeypatch.setattr(losses, "_FEWEST_ROWS", 16)
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 1)  # 16 rows a chunk
+    pack = random_pack(61, share=0.6)
+    hidden, weight = random_head(61, scale=3.0)
+    exact = [one.detach().double().requires_grad_() for one in (hidden, weight)]
+    expected = loop_logps(*exact, pack, temperature)
+    given = torch.randn(len(expected), generator=torch.Generator().manual_seed(1)) / len(expected)
+    (expected * given).sum().backward()
+
+    mine = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight)]
+    found = token_logps(mine[0], Linear(mine[1]), pack, TorchOperations("cpu", dtype), temperature)
+    (found * given).sum().backward()
+    wide = dtype == torch.float64
+    close(found, expected, 1e-12 if wide else 1e-5)
+    for one, other in zip(mine, exact, strict=True):
+        close(one.grad, other.grad, 1e-14 if wide else 1e-6)
+
+
+def test_only_asked_for_gradients_are_made(ops):
+    pack = random_pack(40, share=0.5)
+    hidden, weight = random_head(40)
+    token_logps(hidden, Linear(weight), pack, ops).square().sum().backward()
+    both = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    token_logps(hidden, Linear(weight.detach()), pack, ops).square().sum().backward()
+    token_logps(hidden.detach(), Linear(weight), pack, ops).square().sum().backward()
+    assert torch.equal(hidden.grad, both[0])
+    assert torch.equal(weight.grad, both[1])
+
+
+def test_bfloat16_log_probabilities_are_near(ops, monkeypatch):
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 4 * WIDTH * 10)  # the head in slabs of 10 rows
+    pack = random_pack(200, share=1.0)
+    hidden, weight = random_head(200)
+    token_logps(hidden, Linear(weight), pack, ops).mean().backward()
+    expected = weight.grad
+    weight.grad = None
+    half = TorchOperations("cpu", torch.bfloat16)
+    token_logps(hidden, Linear(weight), pack, half).mean().backward()
+    assert weight.grad.dtype == torch.float32
+    close(weight.grad, expected, 0.01)
+
+
+def test_huge_logits_give_finite_log_probabilities(ops):
+    pack = random_pack(40, share=1.0)
+    hidden, weight = random_head(40, scale=1e4)
+    logps = token_logps(hidden, Linear(weight), pack, ops)
+    logps.sum().backward()
+    assert logps.min() < -1e4
+    assert all(torch.isfinite(one).all() for one in (logps, hidden.grad, weight.grad))
+
+
+def test_sums_by_document_are_those_of_a_loop(corpus):
+    pack = pack_of(corpus, [4, 1, 0])
+    assert pack.documents == (2, 0, 1)  # those of like lengths beside each other
+    counts = targets_by_document(pack)
+    assert counts.tolist() == [5, 3, 1]
+    values = torch.arange(9.0, requires_grad=True)
+    sums = sum_by_document(values, pack)
+    assert sums.tolist() == [10.0, 18.0, 8.0]
+    (sums * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
+    assert values.grad.tolist() == [1.0] * 5 + [10.0] * 3 + [100.0]
 
 
 def test_bfloat16_products_are_near(ops):

@@ -17,7 +17,12 @@ import torch
 
 from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.model.config import Qwen3Config
-from fourbee.training.trainer import Trainer, Validation
+from fourbee.training.pretrain import pretrain
+from fourbee.training.recipe import Guard, Validation
+from fourbee.training.sft import sft
+from fourbee.training.spike_guard import SpikeGuard
+from fourbee.training.text import TextStage
+from fourbee.training.trainer import Trainer
 
 from .conftest import SilentReporter
 
@@ -36,18 +41,18 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("killed_after", [1, 7, 10])
-@pytest.mark.parametrize("loss", ["all", "assistant"])
-def test_a_killed_run_resumes_to_the_same_bits(recipe, tmp_path, loss, killed_after):
+@pytest.mark.parametrize("train", [pretrain, sft])
+def test_a_killed_run_resumes_to_the_same_bits(recipe, tmp_path, train, killed_after):
     whole = replace(recipe, output=tmp_path / "whole")
-    Trainer(whole, loss, SilentReporter()).train()
+    train(whole, SilentReporter())
 
     def kill(done: int) -> None:
         if done == killed_after:
             raise Killed
 
     with pytest.raises(Killed):
-        Trainer(recipe, loss, SilentReporter(kill)).train()
-    Trainer(recipe, loss, SilentReporter()).train()
+        train(recipe, SilentReporter(kill))
+    train(recipe, SilentReporter())
     assert digests(recipe.output) == digests(whole.output)
 
 
@@ -57,10 +62,10 @@ def test_ctrl_c_saves_and_a_second_start_goes_on(recipe, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(recipe, "assistant", SilentReporter(interrupt)).train()
+        sft(recipe, SilentReporter(interrupt))
     assert (recipe.output / "update-0000003").is_dir()
     rest = SilentReporter()
-    Trainer(recipe, "assistant", rest).train()
+    sft(recipe, rest)
     assert rest.records[0]["update"] == 4
 
 
@@ -70,10 +75,10 @@ def test_a_half_written_checkpoint_is_not_taken(recipe):
             raise Killed
 
     with pytest.raises(Killed):
-        Trainer(recipe, "all", SilentReporter(kill)).train()
+        pretrain(recipe, SilentReporter(kill))
     (recipe.output / "update-0000006.partial").mkdir()
     rest = SilentReporter()
-    Trainer(recipe, "all", rest).train()
+    pretrain(recipe, rest)
     assert rest.records[0]["update"] == 6
 
 
@@ -81,10 +86,10 @@ def test_accumulating_packs_gives_the_gradient_of_one_pack(recipe, tmp_path):
     # Muon rounds its steps to bfloat16, so that gradients alike in float32 part ways.
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, matrices="adamw"))
     losses = []
-    for name, tokens_per_pack in (("one", 1000), ("many", 50)):
+    for name, tokens_per_pack in (("one", 1000), ("many", 60)):
         reporter = SilentReporter()
         changed = replace(recipe, output=tmp_path / name, tokens_per_pack=tokens_per_pack, epochs=1)
-        Trainer(changed, "assistant", reporter).train()
+        sft(changed, reporter)
         losses.append([(r["loss"], r["gradient_norm"]) for r in reporter.records])
     torch.testing.assert_close(
         torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5
@@ -94,7 +99,7 @@ def test_accumulating_packs_gives_the_gradient_of_one_pack(recipe, tmp_path):
 def test_training_lowers_the_loss_and_validation_counts_exact_samples(recipe, data_file):
     reporter = SilentReporter()
     check = Validation(data_file, samples=4)
-    Trainer(replace(recipe, epochs=12, validation=check), "assistant", reporter).train()
+    sft(replace(recipe, epochs=12, validation=check), reporter)
     assert reporter.records[-1]["loss"] < 0.5 * reporter.records[0]["loss"]
     assert reporter.validations[-1]["echo"]["exact"] >= 0.5
     log = [json.loads(line) for line in (recipe.output / "log.jsonl").read_text().splitlines()]
@@ -102,7 +107,7 @@ def test_training_lowers_the_loss_and_validation_counts_exact_samples(recipe, da
 
 
 def test_the_export_loads_as_a_checkpoint(recipe):
-    exported = Trainer(recipe, "all", SilentReporter()).train()
+    exported = pretrain(recipe, SilentReporter())
     config = Qwen3Config.load(exported)
     assert config.hidden_size == 64
     assert config.vocab_size % 128 == 0
@@ -111,24 +116,46 @@ def test_the_export_loads_as_a_checkpoint(recipe):
 
 def test_bfloat16_products_train_too(recipe):
     reporter = SilentReporter()
-    Trainer(replace(recipe, precision="bfloat16", epochs=6), "all", reporter).train()
+    pretrain(replace(recipe, precision="bfloat16", epochs=6), reporter)
     assert reporter.records[-1]["loss"] < 0.7 * reporter.records[0]["loss"]
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_weights(recipe):
-    trainer = Trainer(recipe, "all", SilentReporter())
-    with torch.no_grad():
-        trainer.model.named_tensors()["model.norm.weight"].fill_(float("nan"))
-    with pytest.raises(TrainingError, match="update 0: gradient norm nan"):
-        trainer.train()
+def test_updates_without_a_finite_gradient_are_left_out_and_end_the_run(recipe):
+    def break_it(learner, reporter):
+        with torch.no_grad():
+            learner.model.named_tensors()["model.norm.weight"].fill_(float("nan"))
+        return TextStage(recipe, "all", learner, reporter)
+
+    reporter = SilentReporter()
+    with pytest.raises(TrainingError, match=r"update 4: gradient norm nan.*5 updates in a row"):
+        Trainer(recipe, break_it, reporter).train()
+    assert [record["left_out"] for record in reporter.records] == [1, 2, 3, 4]
+
+
+def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
+    """An update of the usual size in a run of small ones is what a spike looks like."""
+    guard = SpikeGuard(Guard(spike=10.0, patience=2))
+    assert not any(guard.refuses(1.0 + 0.1 * (n % 3), n, 0.0) for n in range(20))
+    restored = SpikeGuard(guard.settings)
+    restored.restore(json.loads(json.dumps(guard.state())))
+    for one in (guard, restored):
+        assert one.refuses(12.0, 20, 0.0)
+        assert not one.refuses(1.0, 21, 0.0)
+        assert one.left_out == 1
+        # The second in a row is no accident.
+        assert [one.refuses(norm, 22, 0.0) for norm in (12.0, 13.0, 12.5)] == [True, True, False]
+        assert one.refuses(float("inf"), 22, 0.0)
+        with pytest.raises(TrainingError, match="2 updates in a row"):
+            one.refuses(float("nan"), 23, 0.0)
 
 
 def test_a_damaged_checkpoint_is_one_line(recipe):
-    Trainer(replace(recipe, epochs=1), "all", SilentReporter()).train()
+    recipe = replace(recipe, epochs=1)
+    pretrain(recipe, SilentReporter())
     last = max(recipe.output.glob("update-*"))
     (last / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(TrainingError, match="cannot be resumed") as caught:
-        Trainer(recipe, "all", SilentReporter()).train()
+        pretrain(recipe, SilentReporter())
     assert "\n" not in str(caught.value)
 
 
@@ -147,7 +174,8 @@ def test_kill_minus_nine_leaves_a_run_that_resumes_to_the_same_bits(recipe, tmp_
             import sys
             from pathlib import Path
             from fourbee.foundation.settings import build
-            from fourbee.training.trainer import Trainer, TrainRecipe
+            from fourbee.training.pretrain import pretrain
+            from fourbee.training.text import TextRecipe
 
             class Reporter:
                 def preparing(self, message): pass
@@ -162,7 +190,7 @@ def test_kill_minus_nine_leaves_a_run_that_resumes_to_the_same_bits(recipe, tmp_
                            num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                            max_position_embeddings=256),
             )
-            Trainer(build(TrainRecipe, table), "all", Reporter()).train()
+            pretrain(build(TextRecipe, table), Reporter())
             """
         )
     )

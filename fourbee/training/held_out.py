@@ -1,0 +1,73 @@
+"""What is held out: texts by skill, measured for loss and exactness; and pairs, as a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+
+from fourbee.text.chat_format import ChatFormat
+from fourbee.text.tokenizer import Tokenizer
+from fourbee.training.corpus import Corpus
+from fourbee.training.learner import Learner
+from fourbee.training.losses import targets_by_document
+from fourbee.training.packing import cut, pack_documents
+from fourbee.training.recipe import TrainRecipe, Validation
+from fourbee.training.samples import Document, Loss, encode
+from fourbee.training.sources import Source, read_samples
+from fourbee.training.tokenise import corpus_of
+
+_TOKENS_PER_PACK = 4096
+
+
+class HeldOutTexts:
+    """The first samples of each skill (a key of theirs); targets are what the assistant says."""
+
+    def __init__(self, recipe: TrainRecipe, learner: Learner) -> None:
+        self._learner = learner
+        self._skills: dict[str, list[Document]] = {}
+        if recipe.validation is None:
+            return
+        chat, tokenizer = ChatFormat(learner.tokenizer), learner.tokenizer
+        longest = learner.model.config.max_position_embeddings
+        for _, sample in read_samples(
+            Source(recipe.validation.path, format=recipe.validation.format)
+        ):
+            documents = self._skills.setdefault(str(sample.get("skill", "all")), [])
+            if len(documents) < recipe.validation.samples:
+                (document,) = encode(sample, "assistant", tokenizer, chat).documents
+                documents += _pieces(document, longest)
+
+    def measure(self) -> dict[str, Mapping[str, float]]:
+        """Of each skill the loss a target, and the share of samples with every target likeliest.
+
+        The second is what greedy generation would get exactly right.
+        """
+        return {skill: self._measure(self._skills[skill]) for skill in sorted(self._skills)}
+
+    def _measure(self, documents: list[Document]) -> Mapping[str, float]:
+        loss, targets, exact = 0.0, 0, 0
+        for pack in pack_documents(documents, _TOKENS_PER_PACK):
+            result = self._learner.next_token(pack)
+            loss += result.loss.item()
+            targets += pack.num_targets
+            counts = np.cumsum(targets_by_document(pack))[:-1]
+            correct = np.split(result.correct.cpu().numpy(), counts)
+            exact += sum(bool(part.all()) for part in correct)
+        return {"loss": loss / targets, "exact": exact / len(documents)}
+
+
+def held_out_corpus(settings: Validation, loss: Loss, tokenizer: Tokenizer) -> Corpus:
+    """The first samples of a file of preferences."""
+    chat = ChatFormat(tokenizer)
+    source = Source(settings.path, format=settings.format)
+    chosen = islice(read_samples(source), settings.samples)
+    encoded = [(0, 0.0, encode(sample, loss, tokenizer, chat)) for _, sample in chosen]
+    return corpus_of(source, loss, encoded)
+
+
+def _pieces(document: Document, longest: int) -> list[Document]:
+    """A text that is longer than the network's positions, cut as in training."""
+    ids, learned = document
+    return [(ids[a:b], learned[a:b]) for a, b in cut(len(ids), longest, -1)]

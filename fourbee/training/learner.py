@@ -1,0 +1,114 @@
+"""Learner: a network being trained with the operations that run it, pack after pack.
+
+What stages share: hidden states, log-probabilities, and a reference that stays as the network was
+before its first update. It makes no update itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import torch
+from torch import Tensor
+
+from fourbee.kernels.operations import Linear
+from fourbee.kernels.torch_attention import DocumentAttention
+from fourbee.kernels.torch_ops import DTYPES
+from fourbee.model.config import Qwen3Config
+from fourbee.text.tokenizer import Tokenizer
+from fourbee.training.export import initial_adapter, initial_weights, with_positions
+from fourbee.training.losses import NextToken, next_token_loss, token_logps
+from fourbee.training.network import TrainableQwen3
+from fourbee.training.operations import TrainingOperations
+from fourbee.training.packing import Pack
+from fourbee.training.recipe import TrainRecipe
+
+
+class Learner:
+    """A network, its operations and its tokenizer."""
+
+    def __init__(
+        self, model: TrainableQwen3, ops: TrainingOperations, tokenizer: Tokenizer
+    ) -> None:
+        self.model = model
+        self.ops = ops
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_recipe(cls, recipe: TrainRecipe, scored: bool = False) -> Learner:
+        """The network of a recipe before its first update; `scored`: a reward model."""
+        ops = TrainingOperations(recipe.device, DTYPES[recipe.precision])
+        model = _network(recipe, scored).to(recipe.device)
+        return cls(model, ops, Tokenizer.load(recipe.tokenizer_folder))
+
+    @property
+    def head(self) -> Linear:
+        """The map from hidden states to logits."""
+        return self.model.head()
+
+    def hidden(self, pack: Pack) -> Tensor:
+        """Final hidden states `[T, D]` of a pack, each document on its own."""
+        device = self.ops.device
+        ids = torch.from_numpy(pack.ids).to(device)
+        positions = torch.from_numpy(pack.positions).to(device)
+        hidden: Tensor = self.model(ids, positions, DocumentAttention(pack.lengths), self.ops)
+        return hidden
+
+    def next_token(self, pack: Pack) -> NextToken:
+        """Summed cross-entropy of the pack's targets."""
+        return next_token_loss(self.hidden(pack), self.head, pack, self.ops)
+
+    def logps(self, pack: Pack, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each target of the pack, in order."""
+        return token_logps(self.hidden(pack), self.head, pack, self.ops, temperature)
+
+    def frozen(self) -> Reference:
+        """The network as it is now; it stays so while this one learns."""
+        return Reference(self)
+
+
+class Reference:
+    """A network as it was at one moment: with a copy of its adapters, or else of its weights."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        # Few or many updates old, an adapter is small; a new one adds nothing yet (B is zero).
+        self._adapter = {
+            name: one.detach().clone() for name, one in learner.model.adapter_tensors().items()
+        }
+        if not learner.model.adapted:
+            model = copy.deepcopy(learner.model).requires_grad_(False)
+            self._learner = Learner(model, learner.ops, learner.tokenizer)
+
+    def logps(self, pack: Pack, temperature: float = 1.0) -> Tensor:
+        """As the learner's, without gradients."""
+        with torch.no_grad(), self._learner.model.adapted_by(self._adapter):
+            return self._learner.logps(pack, temperature)
+
+
+def _network(recipe: TrainRecipe, scored: bool) -> TrainableQwen3:
+    if recipe.init_from is None:
+        config = recipe.model.config(_padded(vocabulary_size(recipe)))
+        return TrainableQwen3(config, recipe.seed)
+    stored = Qwen3Config.load(recipe.init_from)
+    # What is frozen stays in its own type, if that is what it is multiplied in.
+    frozen = DTYPES[recipe.precision if stored.torch_dtype == recipe.precision else "float32"]
+    config = with_positions(stored, recipe.positions)
+    model = TrainableQwen3(config, recipe.seed, recipe.lora, scored, frozen)
+    initial_weights(model, recipe.init_from)
+    if recipe.init_adapter_from is not None:
+        initial_adapter(model, recipe.init_adapter_from)
+    return model
+
+
+def vocabulary_size(recipe: TrainRecipe) -> int:
+    """Tokens of the recipe's tokenizer, control tokens too."""
+    with (recipe.tokenizer_folder / "tokenizer.json").open(encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    return len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
+
+
+def _padded(size: int) -> int:
+    """Vocabulary rows: the next multiple of 128, so that every width has one geometry."""
+    return -(-size // 128) * 128

@@ -1,0 +1,141 @@
+"""What every recipe of a training run can say; a stage's own recipe adds its data and its loss.
+
+Frozen and checked when it is made: UsageError names the key, its value and what is expected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fourbee.foundation.errors import UsageError
+from fourbee.model.config import Qwen3Config
+from fourbee.training.lora import LoraSettings
+from fourbee.training.optimizers import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The network of a run from scratch; the vocabulary comes from the tokenizer."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+
+    def config(self, vocab_size: int) -> Qwen3Config:
+        """The configuration with this vocabulary."""
+        return Qwen3Config(vocab_size=vocab_size, torch_dtype="float32", **asdict(self))
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Other positions than those of `init_from`, for training on longer texts.
+
+    A larger base turns the rotations slower, so that positions beyond those that the model was
+    trained on look like ones that it knows (ABF, Xiong et al. 2023, arXiv 2309.16039).
+    """
+
+    rope_theta: float | None = None
+    max_position_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"positions.{name} = {value}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out samples measured during training: loss, and samples whose answer is all right."""
+
+    path: Path
+    samples: int = 32  # of each skill
+    format: str = "auto"  # as of a source
+    enough: float = 0.0  # end the run once `exact`, the mean over skills, is this; 0 = never
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts that are generated during training, at each validation, and kept in the log."""
+
+    prompts: tuple[str, ...] = ()
+    max_tokens: int = 64
+    chat: bool = True  # prompts are a user's words; false = raw text to go on with
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is done about an update whose gradient is not finite or far larger than usual.
+
+    Such an update is left out: weights and optimizer stay as they are. Many large ones in a row are
+    taken for what is usual from then on; as many that are not finite end the run, with its last
+    whole checkpoint as it was.
+    """
+
+    spike: float = 10.0  # times the median of the last updates' norms; 0 = only what is not finite
+    patience: int = 5  # how many in a row are many
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """One training run; every key of a recipe file is a field here or in the stage's own recipe."""
+
+    output: Path
+    tokenizer: Path | None = None  # folder with tokenizer.json; needed without init_from
+    init_from: Path | None = None  # checkpoint folder to start from; else `model` from scratch
+    model: ModelShape = field(default_factory=ModelShape)
+    positions: Positions = field(default_factory=Positions)
+    lora: LoraSettings | None = None  # train an adapter instead of all weights
+    init_adapter_from: Path | None = None  # folder of an adapter, as PEFT's, to go on with
+    validation: Validation | None = None
+    samples: Samples = field(default_factory=Samples)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    guard: Guard = field(default_factory=Guard)
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
+    compile: bool = False  # torch.compile of a layer
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of matrix products
+    export_type: Literal["float32", "bfloat16"] = "float32"  # of the weights that are written
+    device: str = "cpu"
+    seed: int = 0
+    threads: int = 0  # 0 = torch's choice
+    log_every: int = 10
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+        if self.tokenizer is None and self.init_from is None:
+            raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
+        if self.lora is not None and self.init_from is None:
+            raise UsageError("lora without init_from: an adapter needs a model that it adapts")
+        if self.init_adapter_from is not None and self.lora is None:
+            raise UsageError("init_adapter_from without lora: expected the adapter's own settings")
+        if self.positions != Positions() and self.init_from is None:
+            raise UsageError("positions without init_from: expected them in the table 'model'")
+        if self.device != "cpu":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UsageError(f"device = {self.device!r}: no CUDA device here; expected 'cpu'")
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where tokenizer and chat template lie: of its own key, or beside the first weights."""
+        folder = self.tokenizer or self.init_from
+        assert folder is not None
+        return folder
+
+
+def at_least_one(recipe: object, *names: str) -> None:
+    """UsageError for the first of these settings that is below 1."""
+    for name in names:
+        if getattr(recipe, name) < 1:
+            raise UsageError(f"{name} = {getattr(recipe, name)}: expected at least 1")

@@ -1,0 +1,149 @@
+"""Reward models: trained on pairs of answers (Bradley-Terry), then scoring answers for GRPO.
+
+A reward model is the network with one more vector, `score.weight`; an answer's reward is its
+product with the final hidden state of the token that ends the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourbee.foundation.errors import UsageError
+from fourbee.training.corpus import Corpus
+from fourbee.training.held_out import held_out_corpus
+from fourbee.training.learner import Learner
+from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
+from fourbee.training.recipe import TrainRecipe
+from fourbee.training.reward_files import export_reward_model, load_reward_model
+from fourbee.training.reward_losses import reward_accuracy, reward_values
+from fourbee.training.run_plan import DataSettings, plan_run
+from fourbee.training.stage import Batch, PartLoss, merged
+from fourbee.training.tokenise import load_corpora
+from fourbee.training.trainer import Reporter, Trainer
+
+_TOKENS_PER_PACK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRecipe(DataSettings, TrainRecipe):
+    """A run over preference pairs."""
+
+    margin: float = 0.0  # by how much the chosen answer has to win
+    centring: float = 0.0  # weight of (chosen + rejected)^2, which keeps rewards around 0
+
+    def __post_init__(self) -> None:
+        TrainRecipe.__post_init__(self)
+        DataSettings.__post_init__(self)
+        if self.centring < 0:
+            raise UsageError(f"centring = {self.centring}: expected 0 or more")
+        if self.init_from is None:
+            raise UsageError("missing key 'init_from': a reward model starts from a trained one")
+
+
+def rewards_of(learner: Learner, pack: Pack) -> Tensor:
+    """The reward `[documents]` of each document of a pack, read where its answer ends.
+
+    That is its last target: what a chat template writes behind an answer is no part of it, and is
+    not there when an answer has just been sampled.
+    """
+    targets = np.flatnonzero(pack.learned)
+    ends = np.cumsum(pack.lengths)
+    last = targets[np.searchsorted(targets, ends) - 1]
+    return learner.model.score(learner.hidden(pack)[torch.from_numpy(last)])
+
+
+class RewardStage:
+    """`-log sigmoid(chosen - rejected - margin)` over all pairs of the update."""
+
+    def __init__(self, recipe: RewardRecipe, learner: Learner, reporter: Reporter) -> None:
+        self.recipe = recipe
+        self.learner = learner
+        corpora = load_corpora(recipe, "pair", reporter.preparing)
+        positions = learner.model.config.max_position_embeddings
+        self.plan = plan_run(corpora, recipe, recipe.seed, positions)
+        self.held_out: tuple[Corpus, ...] = ()
+        if recipe.validation is not None:
+            self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer),)
+
+    @property
+    def updates(self) -> int:
+        return len(self.plan)
+
+    def may_save(self, done: int) -> bool:
+        return True
+
+    def batch(self, update: int) -> Batch:
+        pairs = len(self.plan.samples(update))
+        return Batch(self.plan.packs(update), pairs, self.plan.tokens(update))
+
+    def loss(self, part: Pack) -> PartLoss:
+        rewards = rewards_of(self.learner, part)
+        chosen, rejected = rewards[0::2], rewards[1::2]
+        values = reward_values(chosen, rejected, self.recipe.margin, self.recipe.centring)
+        count = len(chosen)
+        sums = {
+            "accuracy": (float(reward_accuracy(chosen, rejected).sum()), count),
+            "margin": (float((chosen - rejected).detach().sum()), count),
+            "mean_reward": (float(rewards.detach().sum()), 2 * count),
+        }
+        return PartLoss(values.sum(), sums)
+
+    def validate(self) -> Mapping[str, Mapping[str, float]]:
+        pieces = [
+            Piece(corpus, sample, 0, one.tokens(sample))
+            for corpus, one in enumerate(self.held_out)
+            for sample in range(len(one))
+        ]
+        if not pieces:
+            return {}
+        packs = make_packs(self.held_out, pieces, self.recipe.tokens_per_pack)
+        results = [self.loss(pack) for pack in packs]
+        loss = sum(float(result.loss) for result in results) / len(pieces)
+        return {"held_out": {"loss": loss, **merged([result.sums for result in results])}}
+
+    def export(self, folder: Path) -> None:
+        export_reward_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+
+
+class Scorer:
+    """A finished reward model that scores answers; it learns nothing."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    @classmethod
+    def load(cls, folder: Path, policy: Learner) -> Scorer:
+        """The reward model of `folder`. UsageError for another tokenizer than the policy's."""
+        learner = Learner(load_reward_model(folder), policy.ops, policy.tokenizer)
+        sizes = learner.model.config.vocab_size, policy.model.config.vocab_size
+        if sizes[0] != sizes[1]:
+            raise UsageError(
+                f"reward_model {folder}: {sizes[0]:,} vocabulary entries, the policy has "
+                f"{sizes[1]:,}: expected a reward model with the policy's tokenizer"
+            )
+        learner.model.to(policy.ops.device)
+        return cls(learner)
+
+    def scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """The reward of each text, prompt and answer with its end, in order."""
+        documents = [(list(ids), [True] * len(ids)) for ids in texts]
+        scores = [0.0] * len(texts)
+        with torch.no_grad():
+            for pack in pack_documents(documents, _TOKENS_PER_PACK):
+                rewards = rewards_of(self._learner, pack).tolist()
+                for index, reward in zip(pack.documents, rewards, strict=True):
+                    scores[index] = reward
+        return scores
+
+
+def reward_model(recipe: RewardRecipe, reporter: Reporter) -> Path:
+    """Runs the recipe to its end; returns the exported folder."""
+    return Trainer(
+        recipe, lambda learner, told: RewardStage(recipe, learner, told), reporter, scored=True
+    ).train()

@@ -1,0 +1,136 @@
+"""Verifiable rewards: named functions of an answer's text and the task it answers.
+
+A recipe lists `[[rewards]]` with a name and a weight; an answer's reward is their weighted sum.
+Each gives 0 to 1, so that a weight says what a reward is worth (below 0: a penalty).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fourbee.foundation.errors import TrainingError, UsageError
+from fourbee.foundation.settings import nearest
+from fourbee.training.tasks import Task
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One reward and what it counts."""
+
+    name: str
+    weight: float = 1.0
+    pattern: str = ""  # of `matches`: a regular expression that the whole answer has to match
+    longest: int = 0  # of `short`: characters up to which an answer is short
+
+    def __post_init__(self) -> None:
+        if self.name not in REWARDS:
+            raise UsageError(
+                f"rewards.name = {self.name!r}{nearest(self.name, REWARDS)}: expected one of "
+                f"{', '.join(REWARDS)}"
+            )
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UsageError(f"rewards.pattern = {self.pattern!r}: {error}") from None
+        if (self.name == "matches") != bool(self.pattern):
+            raise UsageError("rewards.pattern: expected with the name 'matches', and only there")
+        if (self.name == "short") != (self.longest > 0):
+            raise UsageError(
+                f"rewards.longest = {self.longest}: expected above 0 with the name 'short', and "
+                "only there"
+            )
+
+
+class Rewards:
+    """The weighted sum of a recipe's terms."""
+
+    def __init__(self, terms: Sequence[RewardTerm]) -> None:
+        self.terms = tuple(terms)
+
+    def scores(self, texts: Sequence[str], tasks: Sequence[Task]) -> list[float]:
+        """The reward of each answer. TrainingError for a task without what a term needs."""
+        columns = [self._column(term, texts, tasks) for term in self.terms]
+        return [
+            sum(term.weight * column[row] for term, column in zip(self.terms, columns, strict=True))
+            for row in range(len(texts))
+        ]
+
+    def means(self, texts: Sequence[str], tasks: Sequence[Task]) -> dict[str, float]:
+        """The mean of each term, before its weight, by name."""
+        return {
+            term.name: sum(self._column(term, texts, tasks)) / len(texts) for term in self.terms
+        }
+
+    def _column(self, term: RewardTerm, texts: Sequence[str], tasks: Sequence[Task]) -> list[float]:
+        reward = REWARDS[term.name]
+        return [
+            float(reward(text, task.sample, term)) for text, task in zip(texts, tasks, strict=True)
+        ]
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, thousands' commas left out; None without one."""
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _answer(sample: Mapping[str, Any], name: str) -> str:
+    answer = sample.get("answer")
+    if not isinstance(answer, str):
+        raise TrainingError(f"reward {name!r}: a task has no answer, a string, to compare with")
+    return answer
+
+
+def _exact(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    return text.strip() == _answer(sample, term.name).strip()
+
+
+def _number(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    wanted = last_number(_answer(sample, term.name))
+    return wanted is not None and last_number(text) == wanted
+
+
+def _boxed(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    found = _BOXED.findall(text)
+    if not found:
+        return False
+    wanted = _answer(sample, term.name)
+    if found[-1].strip() == wanted.strip():
+        return True
+    number = last_number(wanted)
+    return number is not None and last_number(found[-1]) == number
+
+
+def _contains(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    return _answer(sample, term.name).strip() in text
+
+
+def _matches(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    return re.fullmatch(term.pattern, text, re.DOTALL) is not None
+
+
+def _short(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
+    return len(text) <= term.longest
+
+
+def _share(text: str, sample: Mapping[str, Any], term: RewardTerm) -> float:
+    wanted = _answer(sample, term.name)
+    right = sum(one == other for one, other in zip(text, wanted, strict=False))
+    return right / max(len(text), len(wanted), 1)
+
+
+REWARDS: Mapping[str, Callable[[str, Mapping[str, Any], RewardTerm], float]] = {
+    "exact": _exact,  # the answer is the task's
+    "number": _number,  # its last number is the last one of the task's answer (GSM8K)
+    "boxed": _boxed,  # its last \boxed{} holds it
+    "contains": _contains,
+    "share": _share,  # of the characters that are right at their place
+    "matches": _matches,
+    "short": _short,
+}

@@ -1,0 +1,90 @@
+"""The folder of a run belongs to one process at a time, and to one recipe.
+
+A run is a pure function of its recipe; taken up with another one it would be the run of neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.json_files import read_json_object
+from fourbee.training.checkpoint import checkpoints
+from fourbee.training.recipe import TrainRecipe
+
+RECIPE = "recipe.json"
+# What may change between two sessions of a run: where and how fast it runs, what is told of it,
+# and how the result is written.
+_FREE = frozenset(
+    """output device threads workers checkpointing compile log_every validate_every
+    checkpoint_every keep_checkpoints validation samples watched watch_kl export_type""".split()
+)
+_ABSENT = "nothing"
+
+
+@contextmanager
+def own_run(recipe: TrainRecipe) -> Iterator[None]:
+    """Holds the output folder, so that no other run writes there; it must be this recipe's.
+
+    TrainingError, naming the other process, or the first setting that differs from those that the
+    folder's checkpoints were made with. The lock of a process that was killed is gone with it.
+    """
+    run = recipe.output
+    run.mkdir(parents=True, exist_ok=True)
+    owner, lock = run / "owner.pid", FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "unknown"
+        raise TrainingError(
+            f"output = {run}: another run (process {who}) is writing there; expected a folder of "
+            "its own, or that one to end first"
+        ) from None
+    with lock:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            _keep_recipe(run, recipe)
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+
+
+def _keep_recipe(run: Path, recipe: TrainRecipe) -> None:
+    """Writes the recipe down; if there are checkpoints already, only compares it."""
+    path, now = run / RECIPE, _flat(_fixed(recipe))
+    if not checkpoints(run) or not path.is_file():
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    before = read_json_object(path)
+    for key in [*now, *before]:
+        was, given = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if was != given:
+            raise TrainingError(
+                f"{key} = {given}: the run in {run} was begun with {was}; expected its own recipe, "
+                "another output, or that folder deleted"
+            )
+
+
+def _fixed(recipe: TrainRecipe) -> dict[str, Any]:
+    """What the weights depend on."""
+    kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE}
+    return {"recipe": type(recipe).__name__} | kept
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Every leaf by its dotted key, as JSON keeps it."""
+    if isinstance(value, Mapping):
+        items = [(f"{key}.{name}" if key else str(name), one) for name, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{key}[{index}]", one) for index, one in enumerate(value)]
+    else:
+        return {key: str(value) if isinstance(value, Path) else value}
+    return {name: leaf for path, one in items for name, leaf in _flat(one, path).items()}

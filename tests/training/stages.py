@@ -1,0 +1,104 @@
+"""Every stage of training over the same tiny data: recipes by name, for tests of all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fourbee.foundation.settings import build
+from fourbee.training.distill import DistillRecipe, distill
+from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
+from fourbee.training.grpo import GrpoRecipe, grpo
+from fourbee.training.preference import PreferenceRecipe, preference
+from fourbee.training.pretrain import pretrain
+from fourbee.training.reward_model import RewardRecipe, reward_model
+from fourbee.training.sft import sft
+from fourbee.training.text import TextRecipe
+
+STAGES: dict[str, tuple[type[Any], Callable[..., Path]]] = {
+    "pretrain": (TextRecipe, pretrain),
+    "sft": (TextRecipe, sft),
+    "reward": (RewardRecipe, reward_model),
+    "preference": (PreferenceRecipe, preference),
+    "kto": (PreferenceRecipe, preference),
+    "grpo": (GrpoRecipe, grpo),
+    "distill": (DistillRecipe, distill),
+}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+}
+
+
+def write_data(folder: Path) -> Path:
+    """Sums on two rods in every form, and the pairs as single answers with labels."""
+    write_abacus(AbacusRecipe(folder, digits=2, conversations=120, pairs=60, tasks=40, held_out=12))
+    labelled = []
+    for line in (folder / "pairs.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        for side in ("chosen", "rejected"):
+            one = {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            labelled.append(json.dumps(one) + "\n")
+    (folder / "labelled.jsonl").write_text("".join(labelled))
+    return folder
+
+
+def table(name: str, data: Path, start: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe's table: a run of six updates from the model of `start`."""
+    common: dict[str, Any] = {
+        "output": str(output),
+        "init_from": str(start),
+        "precision": "float32",
+        "checkpoint_every": 2,
+        "validate_every": 3,
+        "log_every": 1,
+        "threads": 1,
+        "optimizer": {"learning_rate": 2e-3, "warmup_updates": 2},
+    }
+    packed = {"updates": 6, "tokens_per_update": 200, "tokens_per_pack": 100}
+    tasks = [str(data / "tasks.jsonl")]
+    own: dict[str, dict[str, Any]] = {
+        "pretrain": {**packed, "data": [str(data / "conversations.jsonl")]},
+        "sft": {**packed, "data": [str(data / "conversations.jsonl")]},
+        "reward": {**packed, "data": [str(data / "pairs.jsonl")]},
+        "preference": {**packed, "data": [str(data / "pairs.jsonl")]},
+        "kto": {
+            **packed,
+            "data": [str(data / "labelled.jsonl")],
+            "preference": {"loss": "kto"},
+        },
+        "grpo": {
+            "data": tasks,
+            "rewards": [{"name": "share"}],
+            "updates": 6,
+            "prompts_per_rollout": 4,
+            "answers_per_prompt": 4,
+            "updates_per_rollout": 2,
+            "max_tokens": 5,
+            "tokens_per_pack": 150,
+            "policy": {"kl_weight": 0.01},
+        },
+        "distill": {
+            **packed,
+            "data": [str(data / "conversations.jsonl")],
+            "tasks": tasks,
+            "teacher": str(start),
+            "on_policy": 0.5,
+            "prompts_per_update": 8,
+            "max_tokens": 5,
+        },
+    }
+    return common | own[name] | changes
+
+
+def run(name: str, settings: dict[str, Any], reporter: Any) -> Path:
+    """Builds the recipe and runs the stage."""
+    kind, stage = STAGES[name]
+    return stage(build(kind, settings), reporter)

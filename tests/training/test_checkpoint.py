@@ -1,0 +1,201 @@
+"""Checkpoints: everything comes back, or one line says why not; a full disk breaks nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from fourbee.foundation.errors import TrainingError
+from fourbee.training import checkpoint
+from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fourbee.training.lora import LoraSettings
+from fourbee.training.network import TrainableQwen3
+from fourbee.training.optimizers import OptimizerSettings, build_optimizers
+
+from .test_losses import CONFIG
+
+
+@pytest.fixture
+def model() -> TrainableQwen3:
+    return TrainableQwen3(CONFIG, seed=1)
+
+
+def stepped(
+    model: TrainableQwen3, seed: int, matrices: Literal["adamw", "muon"] = "muon"
+) -> list[torch.optim.Optimizer]:
+    """Optimizers that have done one update."""
+    trained = model.trained_tensors()
+    optimizers = build_optimizers(trained, OptimizerSettings(matrices=matrices))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in trained.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers:
+        optimizer.step()
+    return optimizers
+
+
+def save(run: Path, model: TrainableQwen3, update: int = 1, tokens: int = 0, keep: int = 2) -> Path:
+    progress = Progress(update, tokens)
+    return save_checkpoint(run, model.trained_tensors(), stepped(model, 0), progress, keep)
+
+
+def moments(optimizers: list[torch.optim.Optimizer]) -> dict[tuple[int, int, str], torch.Tensor]:
+    return {
+        (number, index, name): one
+        for number, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, one in state.items()
+    }
+
+
+def equal(one: TrainableQwen3, other: TrainableQwen3) -> bool:
+    pairs = zip(one.all_tensors().items(), other.all_tensors().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(2, targets=("q_proj", "up_proj"))])
+def test_weights_optimizer_progress_and_state_come_back(tmp_path, lora):
+    model, other = (TrainableQwen3(CONFIG, seed, lora) for seed in (1, 5))
+    with torch.no_grad():  # what is frozen is the base's to bring
+        for name, one in other.named_tensors().items():
+            if lora is not None:
+                one.copy_(model.named_tensors()[name])
+    optimizers, progress = stepped(model, seed=0), Progress(7, 1234, 5.5)
+    state = {"guard": [0.1, 1e-17], "stage": {"next": 3}}
+    folder = save_checkpoint(tmp_path, model.trained_tensors(), optimizers, progress, 2, state)
+    restored = stepped(other, seed=1)
+    assert not equal(model, other)
+    assert load_checkpoint(tmp_path, other.trained_tensors(), restored) == (progress, state)
+    assert equal(model, other)
+    saved, found = moments(optimizers), moments(restored)
+    assert {number for number, _, _ in saved} == ({0, 1} if lora is None else {0})
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[key], found[key]) for key in saved)
+    size = sum(one.nbytes for one in model.trained_tensors().values())
+    assert abs((folder / "model.safetensors").stat().st_size - size) < 5000
+
+
+def test_a_run_whose_updates_were_all_left_out_is_taken_up(model, tmp_path):
+    fresh = build_optimizers(model.trained_tensors(), OptimizerSettings())
+    save_checkpoint(tmp_path, model.trained_tensors(), fresh, Progress(1), 1)
+    used = stepped(TrainableQwen3(CONFIG), 0, "adamw")
+    assert load_checkpoint(tmp_path, model.trained_tensors(), used) == (Progress(1), {})
+    assert not moments(used)
+
+
+def test_the_newest_checkpoints_are_kept(model, tmp_path):
+    for update in (5, 10, 100):
+        save(tmp_path, model, update)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["update-0000010", "update-0000100"]
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found is not None
+    assert found[0].update == 100
+
+
+def test_saving_the_same_update_again_replaces_it(model, tmp_path):
+    for tokens in (1, 2):
+        save(tmp_path, model, 3, tokens, keep=1)
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found == (Progress(3, 2), {})
+
+
+def test_what_a_killed_run_left_is_removed_and_never_loaded(model, tmp_path):
+    save(tmp_path, model, 3)
+    (tmp_path / "update-0000004.partial").mkdir()
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found is not None
+    assert found[0].update == 3
+    save(tmp_path, model, 5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["update-0000003", "update-0000005"]
+
+
+def test_no_checkpoint_is_a_new_run(model, tmp_path):
+    assert load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0)) is None
+
+
+# What the system's error is when it comes from Python, and from safetensors.
+FULL = [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    SafetensorError('I/O error: Os { code: 28, message: "No space left on device" }'),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_full_disk_is_one_line_and_leaves_the_last_whole_one(
+    model, tmp_path, monkeypatch, error, file
+):
+    folder = save(tmp_path, model, 3)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write = checkpoint.save_file
+
+    def fill_up(tensors, path):
+        if path.name == file:
+            path.write_bytes(b"half")
+            raise error
+        write(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", fill_up)
+    with pytest.raises(TrainingError) as raised:
+        save(tmp_path, model, 6)
+    tensors = [*model.trained_tensors().values(), *moments(stepped(model, 0)).values()]
+    needed = sum(one.nbytes for one in tensors)
+    text = str(raised.value)
+    assert text.startswith(
+        f"checkpoint {tmp_path / 'update-0000006'}: cannot be written: No space left on device: "
+        f"{needed:,} bytes needed, "
+    )
+    assert text.endswith(" free; the run can be resumed from update-0000003")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# ---- what cannot be resumed
+
+
+def refused(run: Path, model: TrainableQwen3, optimizers: list[torch.optim.Optimizer]) -> str:
+    with pytest.raises(TrainingError) as error:
+        load_checkpoint(run, model.trained_tensors(), optimizers)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_checkpoint_of_another_network_is_one_line(model, tmp_path):
+    folder = save(tmp_path, TrainableQwen3(replace(CONFIG, intermediate_size=64)))
+    text = refused(tmp_path, model, stepped(model, 0))
+    assert text.startswith(f"checkpoint {folder}: cannot be resumed: saved by a run of another")
+
+
+@pytest.mark.parametrize(("saved", "found"), [("muon", "adamw"), ("adamw", "muon")])
+def test_a_checkpoint_of_other_optimizers_is_one_line(model, tmp_path, saved, found):
+    folder = save_checkpoint(
+        tmp_path, model.trained_tensors(), stepped(model, 0, saved), Progress(1), 1
+    )
+    assert refused(tmp_path, model, stepped(model, 0, found)) == (
+        f"checkpoint {folder}: cannot be resumed: saved with other optimizers (optimizer.matrices)"
+    )
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_damaged_checkpoint_is_one_line(model, tmp_path, file):
+    folder = save(tmp_path, model)
+    (folder / file).write_bytes(b"short")
+    assert refused(tmp_path, model, stepped(model, 0)).startswith(
+        f"checkpoint {folder}: cannot be resumed: "
+    )
+
+
+def test_weights_that_are_not_finite_are_not_taken_up(model, tmp_path):
+    optimizers = stepped(model, 0)
+    with torch.no_grad():
+        model.named_tensors()["model.norm.weight"][1] = float("nan")
+    save_checkpoint(tmp_path, model.trained_tensors(), optimizers, Progress(1), 1)
+    text = refused(tmp_path, TrainableQwen3(CONFIG), optimizers)
+    assert text.endswith("cannot be resumed: model.norm.weight holds NaN or infinity")

@@ -1,0 +1,120 @@
+"""A run's folder: one process at a time, one recipe for its whole life."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fourbee.foundation.errors import TrainingError
+from fourbee.training.curriculum import CurriculumPoint
+from fourbee.training.run_folder import own_run
+from fourbee.training.sources import Source
+from fourbee.training.text import TextRecipe
+from fourbee.training.trainer import Trainer
+
+
+def refusal(recipe: TextRecipe) -> str:
+    with pytest.raises(TrainingError) as error, own_run(recipe):
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def begun(recipe: TextRecipe) -> TextRecipe:
+    """A recipe whose run has a checkpoint."""
+    with own_run(recipe):
+        (recipe.output / "update-0000005").mkdir()
+    return recipe
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(recipe, tmp_path):
+    script = tmp_path / "hold.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import time
+            from pathlib import Path
+            from fourbee.training.recipe import TrainRecipe
+            from fourbee.training.run_folder import own_run
+
+            with own_run(TrainRecipe(output=Path({str(recipe.output)!r}), tokenizer=Path("t"))):
+                print("held", flush=True)
+                time.sleep(60)
+            """
+        )
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            expected = (
+                f"output = {recipe.output}: another run (process {process.pid}) is writing there; "
+                "expected a folder of its own, or that one to end first"
+            )
+            assert refusal(recipe) == expected
+            # At once: before a model is made or data is read.
+            with pytest.raises(TrainingError, match=f"process {process.pid}"):
+                Trainer(replace(recipe, tokenizer=Path("absent")), None, None)
+        finally:
+            process.kill()
+    with own_run(recipe):
+        pass
+    assert not (recipe.output / "owner.pid").exists()
+
+
+def test_the_same_recipe_goes_on(begun):
+    with own_run(begun):
+        assert (begun.output / "recipe.json").is_file()
+
+
+def test_another_recipe_is_refused_by_its_first_key_that_differs(begun):
+    rate = replace(begun.optimizer, learning_rate=1e-5)
+    assert refusal(replace(begun, optimizer=rate, seed=4)) == (
+        f"optimizer.learning_rate = 1e-05: the run in {begun.output} was begun with 0.003; "
+        "expected its own recipe, another output, or that folder deleted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed = 4: the run in "),
+        ({"data": (Source(Path("other.jsonl")),)}, "data[0].path = other.jsonl: the run in "),
+        ({"epochs": None, "updates": 9}, "epochs = None: the run in "),
+        ({"curriculum": (CurriculumPoint(at=0, length=32),)}, "curriculum[0].at = 0: the run in "),
+        ({"precision": "bfloat16"}, "precision = bfloat16: the run in "),
+    ],
+)
+def test_whatever_the_weights_depend_on_has_to_stay(begun, change, message):
+    assert refusal(replace(begun, **change)).startswith(message)
+
+
+def test_a_setting_that_is_gone_is_named(begun):
+    longer = replace(begun, output=begun.output.parent / "longer", data=begun.data * 2)
+    with own_run(longer):
+        (longer.output / "update-0000005").mkdir()
+    text = refusal(replace(begun, output=longer.output))
+    assert text.startswith("data[1].path = nothing: the run in ")
+
+
+def test_what_changes_no_weight_may_change(begun):
+    changed = replace(begun, threads=2, workers=2, log_every=1, checkpoint_every=7,
+                      keep_checkpoints=1, checkpointing=True, export_type="bfloat16")  # fmt: skip
+    with own_run(changed):
+        pass
+    moved = begun.output.rename(begun.output.with_name("moved"))
+    with own_run(replace(begun, output=moved)):
+        pass
+    assert refusal(replace(begun, output=moved, seed=9)).startswith("seed = 9: ")
+
+
+def test_before_its_first_checkpoint_a_run_may_begin_anew(recipe):
+    for seed in (1, 2):
+        with own_run(replace(recipe, seed=seed)):
+            pass

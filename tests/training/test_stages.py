@@ -1,0 +1,195 @@
+"""All stages over the one trainer: exact resume, the same gradients however an update is split."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fourbee.foundation.errors import UsageError
+from fourbee.foundation.settings import build
+
+from .conftest import SilentReporter
+from .stages import SHAPE, STAGES, run, table, write_data
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("abacus"))
+
+
+@pytest.fixture(scope="session")
+def start(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A model that has seen a few sums."""
+    settings = table("sft", data, Path(), tmp_path_factory.mktemp("start"), updates=30)
+    del settings["init_from"]
+    return run("sft", settings | {"tokenizer": str(tokenizer_folder), "model": SHAPE}, Silent())
+
+
+@pytest.fixture(scope="session")
+def teacher(data: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `start` after a few more sums."""
+    return run("sft", table("sft", data, start, tmp_path_factory.mktemp("teacher")), Silent())
+
+
+Silent = SilentReporter
+
+
+class Killed(BaseException):
+    """Stands for the end of the process in the middle of a run."""
+
+
+def digests(run_folder: Path) -> dict[str, str]:
+    """sha256 of the last checkpoint's weights and optimizer, and of the exported weights."""
+    last = max(path for path in run_folder.glob("update-*") if path.is_dir())
+    files = [last / "model.safetensors", last / "optimizer.safetensors"]
+    files.append(run_folder / "model" / "model.safetensors")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_run_resumes_to_the_same_bits(name, killed_after, data, start, tmp_path):
+    whole = table(name, data, start, tmp_path / "whole")
+    killed = whole | {"output": str(tmp_path / "killed")}
+    run(name, whole, Silent())
+
+    def kill(done: int) -> None:
+        if done == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(name, killed, Silent(kill))
+    run(name, killed, Silent())
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_lora_trains_every_stage_and_leaves_the_base_alone(name, data, start, teacher, tmp_path):
+    settings = table(name, data, start, tmp_path / "run", lora=LORA)
+    if name == "distill":
+        settings["teacher"] = str(teacher)
+    exported = run(name, settings, Silent())
+    saved = load_file(max((tmp_path / "run").glob("update-*")) / "model.safetensors")
+    adapters = {key: one for key, one in saved.items() if ".lora_" in key}
+    assert set(saved) - set(adapters) == ({"score.weight"} if name == "reward" else set())
+    assert any(one.abs().max() > 0 for key, one in adapters.items() if key.endswith("lora_B"))
+    base = load_file(start / "model.safetensors")
+    merged = load_file(exported / "model.safetensors")
+    for key, tensor in base.items():
+        moved = not torch.equal(merged[key], tensor)
+        assert moved == (f"{key.removesuffix('.weight')}.lora_A" in adapters), key
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "kto"])
+def test_the_split_into_packs_does_not_change_the_trajectory(name, data, start, tmp_path):
+    trajectories = []
+    for size in (100, 400):
+        reporter = Silent()
+        output = tmp_path / str(size)
+        run(name, table(name, data, start, output, tokens_per_pack=size), reporter)
+        trajectories.append([(r["loss"], r["gradient_norm"]) for r in reporter.records])
+    torch.testing.assert_close(
+        torch.tensor(trajectories[0]), torch.tensor(trajectories[1]), rtol=2e-4, atol=1e-5
+    )
+
+
+def first_record(name: str, data: Path, start: Path, tmp_path: Path, **changes: Any) -> Any:
+    reporter = Silent()
+    run(name, table(name, data, start, tmp_path / "run", updates=1, **changes), reporter)
+    return reporter.records[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        ("sigmoid", 0.693147), ("cdpo", 0.693147), ("robust", 0.693147), ("hinge", 1.0),
+        ("ipo", 25.0), ("apo_zero", 1.0), ("apo_down", 1.0),
+    ],
+)  # fmt: skip
+def test_the_first_loss_is_the_known_one(loss, value, data, start, tmp_path):
+    """The policy is the reference before its first update."""
+    record = first_record("preference", data, start, tmp_path, preference={"loss": loss})
+    assert record["loss"] == pytest.approx(value, abs=1e-5 * value)
+    assert record["margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_first_loss_of_kto_and_of_rollouts(data, start, tmp_path):
+    assert first_record("kto", data, start, tmp_path / "kto")["loss"] == pytest.approx(0.5)
+    record = first_record(
+        "grpo", data, start, tmp_path / "grpo", updates_per_rollout=1, policy={"kl_weight": 0.0}
+    )
+    assert record["loss"] == pytest.approx(0, abs=1e-6)
+    assert record["ratio"] == pytest.approx(1.0)
+    assert record["approximate_kl"] == pytest.approx(0, abs=1e-7)
+    assert record["gradient_norm"] > 0
+    # float32 both: what differs is the order of sums.
+    assert record["engine_gap"] < 1e-4
+
+
+def test_a_rewarded_answer_becomes_likelier(data, start, tmp_path):
+    reporter = Silent()
+    settings = table(
+        "grpo", data, start, tmp_path / "run", updates=25, updates_per_rollout=1,
+        prompts_per_rollout=16, rewards=[{"name": "matches", "pattern": "0.*"}],
+        optimizer={"learning_rate": 5e-3, "warmup_updates": 1},
+    )  # fmt: skip
+    run("grpo", settings, reporter)
+    rewards = [record["matches"] for record in reporter.records]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+def test_preferences_and_rewards_are_learned(data, start, tmp_path):
+    held_out = {"path": str(data / "pairs-held-out.jsonl"), "samples": 12}
+    for name, rate in (("reward", 3e-3), ("preference", 5e-4)):
+        reporter = Silent()
+        settings = table(
+            name, data, start, tmp_path / name, updates=60, validation=held_out,
+            optimizer={"learning_rate": rate, "warmup_updates": 2},
+        )  # fmt: skip
+        run(name, settings, reporter)
+        losses = [record["loss"] for record in reporter.records]
+        assert sum(losses[-10:]) / 10 < 0.8 * losses[0], name
+        assert reporter.validations[-1]["held_out"]["accuracy"] >= 0.5
+
+
+def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
+    reporter = Silent()
+    settings = table(
+        "distill", data, start, tmp_path / "run", updates=40, model=SHAPE,
+        tokenizer=str(start), optimizer={"learning_rate": 5e-3, "warmup_updates": 2},
+    )  # fmt: skip
+    del settings["init_from"]
+    run("distill", settings, reporter)
+    losses = [record["loss"] for record in reporter.records]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("grpo", {"rewards": []}, "expected at least one"),
+        ("grpo", {"rewards": [{"name": "exakt"}]}, "did you mean 'exact'"),
+        ("grpo", {"answers_per_prompt": 1}, "answers_per_prompt = 1: expected 2 or more"),
+        ("grpo", {"updates_per_rollout": 3}, "expected a divisor"),
+        ("preference", {"preference": {"loss": "dpo2"}}, "preference.loss = 'dpo2'"),
+        ("preference", {"preference": {"beta": -1.0}}, "beta = -1.0"),
+        ("reward", {"centring": -1.0}, "centring = -1.0"),
+        ("distill", {"on_policy": 2.0}, "on_policy = 2.0"),
+        ("distill", {"tasks": []}, "tasks: expected"),
+        ("sft", {"updates": 3, "epochs": 2}, "expected only one of"),
+        ("sft", {"lora": {"rank": 0}}, "lora.rank = 0"),
+        ("sft", {"lora": {"targets": ["k_pro"]}}, "did you mean 'k_proj'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(name, changes, message, data, start, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        build(STAGES[name][0], table(name, data, start, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
