@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +31,18 @@ class CurriculumPoint:
             raise UsageError(
                 f"curriculum.difficulty = {self.difficulty}: expected more than 0, at most 1"
             )
-        for key, least in (("length", 2), ("tokens_per_update", 1)):
+        check_shares("curriculum", self.shares)
+        for key, least in (("length", 2), ("tokens_per_update", 2)):
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UsageError(f"curriculum.{key} = {value}: expected at least {least}")
+
+
+def check_shares(table: str, shares: Mapping[str, float]) -> None:
+    """UsageError for one that is no share."""
+    for name, share in shares.items():
+        if not 0 <= share < math.inf:
+            raise UsageError(f"{table}.shares.{name} = {share}: expected at least 0")
 
 
 class Curriculum:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import nearest
+from fourbee.training.curriculum import check_shares
 from fourbee.training.sources import Source
 
 
@@ -26,9 +27,7 @@ class Mixture:
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, share in self.shares.items():
-            if not share >= 0:
-                raise UsageError(f"mixture.shares.{name} = {share}: expected at least 0")
+        check_shares("mixture", self.shares)
 
     def groups(self, sources: Sequence[Source]) -> list[str]:
         """The group of each source; a source's own is its name (its path where two are alike)."""

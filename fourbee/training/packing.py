@@ -81,7 +81,7 @@ def best_subset(lengths: Sequence[int], capacity: int, spare: int = 0) -> list[i
     for length in reversed(lengths):
         reachable.append((reachable[-1] | reachable[-1] << length) & fitting)
     left = (reachable[-1] & fitting >> spare).bit_length() - 1
-    if left < capacity - 2 * spare:
+    if left < max(0, capacity - 2 * spare):
         left = reachable[-1].bit_length() - 1
     chosen = []
     for index, length in enumerate(lengths):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Source:
     bad_samples: Literal["refuse", "skip"] = "refuse"
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise UsageError(f"{self.path}: weight = {self.weight}: expected more than 0")
 
     @classmethod
