@@ -20,7 +20,8 @@ COMMANDS = (
     "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
     "bench start", "bench needle", "bench http", "bench lasting", "bench sparse", "bench streaming",
     "contexts list", "contexts info", "contexts prune", "contexts verify",
-    "train tokenizer", "train pretrain", "train sft", "data generate", "data blind",
+    "train tokenizer", "train pretrain", "train sft", "train reward", "train preference",
+    "train grpo", "train distill", "report", "data generate", "data abacus", "data blind",
 )  # fmt: skip
 
 
