@@ -112,7 +112,7 @@ def _page(runs: Sequence[Run]) -> str:
     title = "Training: " + ", ".join(run.name for run in runs)
     names = list(dict.fromkeys(name for run in runs for name in run.curves))
     names.sort(key=_place)
-    plots = "".join(_figure(name, runs) for name in names)
+    plots = "".join(_figure(name, runs) for name in names if _moves(name, runs))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -144,6 +144,11 @@ def _place(name: str) -> int:
         if name == known or name.startswith(f"{known}:") or name.endswith(f": {known}"):
             return place
     return len(_FIRST)
+
+
+def _moves(name: str, runs: Sequence[Run]) -> bool:
+    """Whether there is something to see: what is always the same is told as a last number."""
+    return len({y for run in runs for _, y in run.curves.get(name, ())}) > 1
 
 
 def _summary(runs: Sequence[Run]) -> str:

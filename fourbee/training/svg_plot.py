@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 Point = tuple[float, float]
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 240, 56, 24, 10, 26
 _COLOURS = ("#2f6fdb", "#d9572b", "#2c9c5a", "#9850c8", "#b8860b", "#c23b6b")
-# Above so many points a curve is drawn pale, with its running mean over it.
-_SMOOTHED, _MOST_POINTS = 60, 600
+_MOST_POINTS, _MOST_VALUES = 600, 60  # that are drawn of a curve, and that tell their value
+# A curve that goes up and down by more than so many times its range is drawn pale, with its
+# running mean over it.
+_NOISY = 4
 
 
 def colour(number: int) -> str:
@@ -56,13 +59,13 @@ class _Plot:
         return "".join(parts)
 
     def curve(self, points: Sequence[Point], ink: str) -> str:
-        """A line; of many points a pale one and their running mean. The last point is marked."""
-        if len(points) <= _SMOOTHED:
-            shown, lines = points, self._line(points, ink, 1.0)
-        else:
-            shown = running_mean(points, len(points) // 25)
+        """A line; where it is noisy a pale one and its running mean. The last point is marked."""
+        if is_noisy(points):
+            shown = running_mean(points, max(2, len(points) // 25))
             lines = self._line(points, ink, 0.25) + self._line(shown, ink, 1.0)
-        told = [*shown[:: -(-len(shown) // _SMOOTHED)], shown[-1]]
+        else:
+            shown, lines = points, self._line(points, ink, 1.0)
+        told = [*shown[:: -(-len(shown) // _MOST_VALUES)], shown[-1]]
         values = "".join(self._dot(point, "transparent", 6) for point in told[:-1])
         return lines + values + self._dot(told[-1], ink, 3)
 
@@ -89,6 +92,13 @@ class _Plot:
     def _y(self, value: float) -> float:
         low, high = self.y
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
+
+
+def is_noisy(points: Sequence[Point]) -> bool:
+    """Whether a curve goes up and down so much that its course is hard to see."""
+    values = [y for _, y in points]
+    travelled = sum(abs(after - before) for before, after in pairwise(values))
+    return travelled > _NOISY * (max(values) - min(values))
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
