@@ -13,8 +13,10 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +69,8 @@ class Layer(nn.Module):
         )
         x = x + self.output(attended.transpose(1, 2).reshape(batch, length, -1))
         normed = self.after(x)
-        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        after: Tensor = x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        return after
 
 
 class PlainModel(nn.Module):
@@ -83,8 +86,7 @@ class PlainModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
         half = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
         angles = torch.arange(shape.positions).float()[:, None] * shape.theta**-half
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
+        self.cos, self.sin = angles.cos(), angles.sin()
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of `labels` `[B, T]`."""
@@ -108,7 +110,7 @@ class PlainLoop:
     def __init__(
         self,
         shape: PlainShape,
-        ids: np.ndarray,
+        ids: npt.NDArray[Any],
         batch: int,
         block: int,
         precision: str,
@@ -143,9 +145,9 @@ class PlainLoop:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
-    def validate(self, ids: np.ndarray) -> float:
+    def validate(self, ids: npt.NDArray[Any]) -> float:
         """Mean cross-entropy over all of a text, in blocks."""
         whole = torch.from_numpy(ids.astype(np.int64))
         count = (len(whole) - 1) // self.block

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from fourbee.foundation.errors import UsageError
@@ -132,9 +131,8 @@ def _export(checkpoint: Path, recipe: TextRecipe, folder: Path) -> None:
     """The weights of a training checkpoint as a model's folder."""
     model = Learner.from_recipe(recipe).model
     stored = load_file(checkpoint / "model.safetensors")
-    with torch.no_grad():
-        for name, tensor in model.trained_tensors().items():
-            tensor.copy_(stored[name])
+    for name, tensor in model.trained_tensors().items():
+        tensor.detach().copy_(stored[name])
     export_model(folder, model, recipe)
 
 

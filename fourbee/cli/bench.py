@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fourbee.cli.bench_training import shakespeare, stages
 from fourbee.cli.needle import needle
 from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
@@ -28,6 +29,8 @@ bench_app = typer.Typer(
 )
 bench_app.command()(quality)
 bench_app.command()(needle)
+bench_app.command()(stages)
+bench_app.command()(shakespeare)
 
 _WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
           "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip

@@ -81,7 +81,7 @@ class Deck:
                 self._exchange(index)
 
     def _bring_back(
-        self, heap: list[tuple[float, Piece]] | list[tuple[int, Piece]], limit: float
+        self, heap: list[Any], limit: float
     ) -> None:
         while heap and heap[0][0] <= limit:
             _, card = heapq.heappop(heap)

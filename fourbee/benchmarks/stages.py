@@ -1,0 +1,264 @@
+"""What the stages of training do to abacus, each with several seeds: numbers, whatever they say.
+
+`grpo`: from examples to rewards. `reward`: learning from a reward model, watched by the truth.
+`distill`: a teacher's distribution on the student's own answers, against its answers as examples.
+`curriculum`: easy sums first, against all at once. `languages`: small languages given again, in
+bits a byte. All recipes are in `recipes/`; seeds and folders are set here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fourbee.engine.llm import LLM
+from fourbee.engine.sampling import SamplingParams
+from fourbee.foundation.settings import build, read_toml
+from fourbee.training.distill import DistillRecipe, distill
+from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
+from fourbee.training.grpo import GrpoRecipe, grpo
+from fourbee.training.pretrain import pretrain
+from fourbee.training.reward_model import RewardRecipe, reward_model
+from fourbee.training.run_log import LOG, read_log
+from fourbee.training.sft import sft
+from fourbee.training.text import TextRecipe
+from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
+from fourbee.training.trainer import Reporter
+
+Row = Mapping[str, Any]
+Results = dict[str, Any]
+
+# Student t for a 95% interval, by seeds less one.
+_T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
+
+
+class Bench:
+    """The data of abacus in a folder, and its recipes with what a bench changes in them."""
+
+    def __init__(self, recipes: Path, folder: Path, threads: int, reporter: Reporter) -> None:
+        self.recipes = recipes
+        self.folder = folder
+        self.threads = threads
+        self.reporter = reporter
+        self.data = folder / "data"
+        if not (self.data / "tasks.jsonl").is_file():
+            write_abacus(
+                build(AbacusRecipe, read_toml(recipes / "data.toml") | {"output": str(self.data)})
+            )
+            conversations = self.data / "conversations.jsonl"
+            train_tokenizer(
+                TokenizerRecipe(
+                    folder / "tokenizer", (conversations,), vocab_size=384, han=False,
+                    context_length=128,
+                )
+            )  # fmt: skip
+
+    def run(self, stage: str, name: str, seed: int, **changes: Any) -> Path:
+        """Runs a recipe, or takes what an earlier call left; returns the model's folder."""
+        kind, train = _STAGES[stage]
+        table = read_toml(self.recipes / f"{stage}.toml")
+        output = self.folder / f"{name}-{seed}"
+        for key in ("data", "tasks"):
+            if key in table:
+                table[key] = [str(self.data / Path(path).name) for path in table[key]]
+        table["validation"]["path"] = str(self.data / Path(table["validation"]["path"]).name)
+        if "tokenizer" in table:
+            table["tokenizer"] = str(self.folder / "tokenizer")
+        table |= {"output": str(output), "seed": seed, "threads": self.threads}
+        for key, value in changes.items():
+            table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
+        if not (output / "model" / "config.json").is_file():
+            self.reporter.preparing(f"{name}, seed {seed}")
+            train(build(kind, table), self.reporter)
+        return output / "model"
+
+
+_STAGES: Mapping[str, tuple[type[Any], Callable[..., Path]]] = {
+    "sft": (TextRecipe, sft),
+    "reward": (RewardRecipe, reward_model),
+    "grpo": (GrpoRecipe, grpo),
+    "grpo-on-reward": (GrpoRecipe, grpo),
+    "distill": (DistillRecipe, distill),
+}
+
+
+def from_examples_to_rewards(bench: Bench, seeds: Sequence[int]) -> Results:
+    """Exact answers to held-out sums after SFT and after GRPO."""
+    before, after, seconds = [], [], []
+    for seed in seeds:
+        started = time.monotonic()
+        start = bench.run("sft", "sft", seed)
+        end = bench.run("grpo", "grpo", seed, init_from=str(start))
+        seconds.append(time.monotonic() - started)
+        before.append(last(start.parent, "exact"))
+        after.append(last(end.parent, "exact"))
+    return {"sft": spread(before), "grpo": spread(after), "seconds": seconds}
+
+
+def from_a_reward_model(bench: Bench, seeds: Sequence[int]) -> Results:
+    """Reward, truth and KL during GRPO on a reward model, with a KL term and without."""
+    results: Results = {}
+    for seed in seeds[:1]:
+        start = str(bench.run("sft", "sft", seed))
+        # What judges has to know more than what is judged.
+        master = bench.run("sft", "master", seed, validation={"enough": 0.0}, validate_every=200)
+        judge = bench.run("reward", "reward", seed, init_from=str(master))
+        results["pairs told apart"] = last(judge.parent, "accuracy")
+        for name, weight in (("with KL", 0.05), ("without KL", 0.0)):
+            end = bench.run(
+                "grpo-on-reward", f"grpo-on-reward-{weight}", seed, init_from=start,
+                reward_model=str(judge), policy={"kl_weight": weight},
+            )  # fmt: skip
+            records = [r for r in read_log(end.parent / LOG) if "reward" in r]
+            keys = ("update", "reward_model", "exact", "reference_kl")
+            results[name] = [{key: r[key] for key in keys} for r in records[:: len(records) // 12]]
+            results[f"{name}, held out"] = [
+                {"update": r["validation"]["update"], **r["validation"]["held_out"]}
+                for r in read_log(end.parent / LOG)
+                if "validation" in r
+            ]
+    return results
+
+
+def from_a_teacher(bench: Bench, seeds: Sequence[int]) -> Results:
+    """On-policy distillation against SFT on the teacher's answers: same start, same tokens."""
+    teacher = bench.run("grpo", "grpo", 0, init_from=str(bench.run("sft", "sft", 0)))
+    answers = bench.folder / "teacher.jsonl"
+    if not answers.is_file():
+        _write_answers(teacher, bench.data / "tasks.jsonl", answers)
+    start_exact, own, examples = [], [], []
+    for seed in seeds:
+        start = bench.run("sft", "student", seed, validation={"enough": 0.3})
+        student = bench.run("distill", "distill", seed, init_from=str(start), teacher=str(teacher))
+        used = next(r["tokens"] for r in reversed(read_log(student.parent / LOG)) if "tokens" in r)
+        optimizer = read_toml(bench.recipes / "distill.toml")["optimizer"]
+        updates = read_toml(bench.recipes / "distill.toml")["updates"]
+        taught = bench.run(
+            "sft", "taught", seed, init_from=str(start), data=[str(answers)], updates=updates,
+            tokens_per_update=round(used / updates), validation={"enough": 0.0},
+            optimizer=optimizer, validate_every=20,
+        )  # fmt: skip
+        start_exact.append(last(start.parent, "exact"))
+        own.append(last(student.parent, "exact"))
+        examples.append(last(taught.parent, "exact"))
+    return {
+        "teacher": last(teacher.parent, "exact"),
+        "start": spread(start_exact),
+        "on-policy distillation": spread(own),
+        "SFT on the teacher's answers": spread(examples),
+    }
+
+
+def with_a_curriculum(bench: Bench, seeds: Sequence[int]) -> Results:
+    """Exact answers after the same tokens, easy sums first or all at once."""
+    points = [{"at": 0.0, "difficulty": 0.3}, {"at": 0.6, "difficulty": 1.0}]
+    results: dict[str, list[float]] = {"curriculum": [], "none": []}
+    for seed in seeds:
+        for name, curriculum in (("curriculum", points), ("none", [])):
+            end = bench.run(
+                "sft", f"order-{name}", seed, curriculum=curriculum, updates=320,
+                validation={"enough": 0.0}, validate_every=80,
+            )  # fmt: skip
+            results[name].append(last(end.parent, "exact"))
+    return {name: spread(values) for name, values in results.items()}
+
+
+def small_languages(
+    texts: Mapping[str, Path], folder: Path, seeds: Sequence[int], reporter: Reporter
+) -> Results:
+    """Bits a byte of each language, its texts as they are or small ones given more often.
+
+    `texts`: a file of plain text for each language; the last tenth of each is held out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources, held_out = [], []
+    for language, path in texts.items():
+        text = path.read_text(encoding="utf-8")
+        cut = int(0.9 * len(text))
+        (folder / f"{language}.txt").write_text(text[:cut], encoding="utf-8")
+        sources.append({"path": str(folder / f"{language}.txt"), "language": language})
+        held_out.append(json.dumps({"text": text[cut:], "skill": language}) + "\n")
+    (folder / "held-out.jsonl").write_text("".join(held_out), encoding="utf-8")
+    train_tokenizer(
+        TokenizerRecipe(
+            folder / "tokenizer", (folder / "held-out.jsonl",), vocab_size=265, han=False
+        )
+    )
+    results: dict[str, dict[str, Any]] = {}
+    for name, exponent in (("as they are", 1.0), ("exponent 0.3", 0.3)):
+        bits: dict[str, list[float]] = {language: [] for language in texts}
+        for seed in seeds:
+            output = folder / f"run-{exponent}-{seed}"
+            recipe = build(TextRecipe, dict(_LANGUAGES) | {
+                "output": str(output), "data": sources, "seed": seed,
+                "tokenizer": str(folder / "tokenizer"),
+                "mixture": {"by": "language", "exponent": exponent},
+                "validation": {"path": str(folder / "held-out.jsonl"), "samples": 10**6},
+            })  # fmt: skip
+            if not (output / "model" / "config.json").is_file():
+                reporter.preparing(f"{name}, seed {seed}")
+                pretrain(recipe, reporter)
+            measured = _validations(output)[-1]
+            for language in texts:
+                bits[language].append(measured[language]["loss"] / math.log(2))
+        results[name] = {language: spread(values) for language, values in bits.items()}
+    return results
+
+
+_LANGUAGES: Mapping[str, Any] = {
+    "updates": 400,
+    "tokens_per_update": 2048,
+    "tokens_per_pack": 2048,
+    "precision": "float32",
+    "threads": 1,
+    "validate_every": 400,
+    "checkpoint_every": 400,
+    "model": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "max_position_embeddings": 128,
+    },
+    "optimizer": {"matrices": "muon", "learning_rate": 4e-3, "decay_fraction": 0.5},
+}
+
+
+def spread(values: Sequence[float]) -> Row:
+    """Mean, the half width of its 95% interval over seeds, and the values."""
+    half = math.nan
+    if len(values) > 1:
+        half = _T95.get(len(values) - 1, 2.6) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": statistics.mean(values), "half_width_95": half, "values": list(values)}
+
+
+def last(run: Path, measure: str) -> float:
+    """A measure at the end of a run, the mean over what is held out."""
+    values: list[float] = [v[measure] for v in _validations(run)[-1].values() if isinstance(v, Mapping)]
+    return statistics.mean(values)
+
+
+def _validations(run: Path) -> list[dict[str, Any]]:
+    return [record["validation"] for record in read_log(run / LOG) if "validation" in record]
+
+
+def _write_answers(teacher: Path, tasks: Path, output: Path) -> None:
+    """The teacher's sampled answers as conversations to learn from."""
+    llm = LLM.load(teacher, backend="auto")
+    samples = [json.loads(line) for line in tasks.read_text(encoding="utf-8").splitlines()]
+    params = [
+        SamplingParams(temperature=1.0, max_tokens=8, seed=number) for number in range(len(samples))
+    ]
+    prompts = [llm.chat_format.encode(sample["prompt"]) for sample in samples]
+    answers = llm.generate(prompts, params)
+    with output.open("w", encoding="utf-8") as file:
+        for sample, answer in zip(samples, answers, strict=True):
+            messages = [*sample["prompt"], {"role": "assistant", "content": answer.text}]
+            print(json.dumps({"messages": messages, "skill": sample["skill"]}), file=file)

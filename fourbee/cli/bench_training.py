@@ -1,0 +1,107 @@
+"""`fourbee bench stages|shakespeare|training`: what training reaches, and how fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fourbee.foundation.errors import UsageError
+
+EXPERIMENTS = ("grpo", "reward", "distill", "curriculum")
+
+
+def stages(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Which of {', '.join(EXPERIMENTS)}, languages; default: the first."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ...")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    recipes: Annotated[Path, typer.Option(help="The folder of abacus' recipes.")] = Path(
+        "recipes/abacus"
+    ),
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="languages: LANGUAGE=FILE of plain text; once for each language."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where runs are kept; done ones are not repeated.")
+    ] = Path("runs/stages"),
+) -> None:
+    """What each stage of training does to a tiny model that learns sums, with several seeds.
+
+    The last line of standard output is one JSON document.
+    """
+    from fourbee.benchmarks import stages as bench
+    from fourbee.cli.train import ProgressReporter
+
+    measures = {
+        "grpo": bench.from_examples_to_rewards,
+        "reward": bench.from_a_reward_model,
+        "distill": bench.from_a_teacher,
+        "curriculum": bench.with_a_curriculum,
+    }
+    chosen = experiments or list(EXPERIMENTS)
+    for name in chosen:
+        if name not in (*measures, "languages"):
+            known = ", ".join((*measures, "languages"))
+            raise UsageError(f"experiment {name!r}: expected one of {known}")
+    results: dict[str, Any] = {}
+    with ProgressReporter() as reporter:
+        for name in chosen:
+            if name == "languages":
+                folder = output / "languages"
+                results[name] = bench.small_languages(_texts(text), folder, range(seeds), reporter)
+            else:
+                abacus = bench.Bench(recipes, output, threads, reporter)
+                results[name] = measures[name](abacus, range(seeds))
+            _table(name, results[name])
+    typer.echo(json.dumps({"experiment": results, "seeds": seeds, "threads": threads}))
+
+
+def shakespeare(
+    text: Annotated[Path, typer.Option(help="A text file, .gz too.")],
+    minutes: Annotated[float, typer.Option(min=0.5, help="For both loops.")] = 30.0,
+    output: Annotated[Path, typer.Option(help="Where texts, runs and curves are kept.")] = Path(
+        "runs/shakespeare"
+    ),
+) -> None:
+    """Train on one text beside nanoGPT's loop written plainly, a thread each, for the same time.
+
+    Also writes the texts and the tokenizer that recipes/shakespeare need. The last line of standard
+    output is one JSON document.
+    """
+    from fourbee.benchmarks.shakespeare import compare, prepare
+
+    prepare(text, output)
+    curves = compare(output, 60 * minutes)
+    for name, points in curves.items():
+        shown = [f"{one['seconds']:.0f} s {one['loss']:.3f}" for one in points]
+        Console(stderr=True).print(f"{name}: {', '.join(shown)}")
+    typer.echo(json.dumps(curves))
+
+
+def _texts(options: list[str] | None) -> dict[str, Path]:
+    texts = {}
+    for option in options or []:
+        language, equals, path = option.partition("=")
+        if not equals or not Path(path).is_file():
+            raise UsageError(f"--text {option}: expected LANGUAGE=FILE of a file that is there")
+        texts[language] = Path(path)
+    if len(texts) < 2:
+        raise UsageError("--text: expected LANGUAGE=FILE at least twice")
+    return texts
+
+
+def _table(name: str, results: dict[str, Any]) -> None:
+    console = Console(stderr=True)
+    for row, value in results.items():
+        if isinstance(value, dict) and "mean" in value:
+            shown = f"{value['mean']:.4g} ± {value['half_width_95']:.2g}"
+        else:
+            shown = json.dumps(value)
+        console.print(f"{name}  {row}: {shown}")
