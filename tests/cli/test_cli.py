@@ -104,8 +104,8 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "train preference", "train grpo", "train distill", "report",
         "data", "data generate", "data abacus", "data blind",
         "bench", "bench http", "bench lasting", "bench needle", "bench offline", "bench outside",
-        "bench peers",
-        "bench quality", "bench roofline", "bench sparse", "bench start", "bench streaming",
+        "bench peers", "bench quality", "bench roofline", "bench shakespeare", "bench sparse",
+        "bench stages", "bench start", "bench streaming",
         "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 

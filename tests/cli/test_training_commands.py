@@ -54,7 +54,7 @@ data = ["{folder}/say.jsonl"]
 tokenizer = "{folder}/tokenizer"
 init_from = "{folder}/pretrain/model"
 tokens_per_update = 60
-epochs = 40
+epochs = 120
 precision = "float32"
 threads = 1
 [optimizer]
