@@ -52,9 +52,9 @@ def rewards_of(learner: Learner, pack: Pack) -> Tensor:
     That is its last target: what a chat template writes behind an answer is no part of it, and is
     not there when an answer has just been sampled. A text without a target ends at its last token.
     """
-    ends = np.cumsum(pack.lengths)
+    ends = np.cumsum(pack.lengths, dtype=np.int64)
     targets = np.where(pack.learned, np.arange(len(pack.ids)), -1)
-    last = np.maximum.reduceat(targets, ends - pack.lengths)
+    last = np.maximum.reduceat(targets, ends - np.array(pack.lengths))
     last = np.where(last < 0, ends - 1, last)
     return learner.model.score(learner.hidden(pack)[torch.from_numpy(last)])
 

@@ -60,11 +60,12 @@ class _Plot:
 
     def curve(self, points: Sequence[Point], ink: str) -> str:
         """A line; where it is noisy a pale one and its running mean. The last point is marked."""
+        shown = list(points)
         if is_noisy(points):
             shown = running_mean(points, max(2, len(points) // 25))
             lines = self._line(points, ink, 0.25) + self._line(shown, ink, 1.0)
         else:
-            shown, lines = points, self._line(points, ink, 1.0)
+            lines = self._line(points, ink, 1.0)
         told = [*shown[:: -(-len(shown) // _MOST_VALUES)], shown[-1]]
         values = "".join(self._dot(point, "transparent", 6) for point in told[:-1])
         return lines + values + self._dot(told[-1], ink, 3)

@@ -102,7 +102,7 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
         "train", "train tokenizer", "train pretrain", "train sft", "train reward",
         "train preference", "train grpo", "train distill", "report",
-        "data", "data generate", "data abacus", "data blind",
+        "data", "data generate", "data check", "data abacus", "data blind",
         "bench", "bench http", "bench lasting", "bench needle", "bench offline", "bench outside",
         "bench peers", "bench quality", "bench roofline", "bench shakespeare", "bench sparse",
         "bench stages", "bench start", "bench streaming",
