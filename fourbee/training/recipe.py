@@ -99,7 +99,6 @@ class TrainRecipe:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     guard: Guard = field(default_factory=Guard)
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
-    compile: bool = False  # torch.compile of a layer
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of matrix products
     export_type: Literal["float32", "bfloat16"] = "float32"  # of the weights that are written
     device: str = "cpu"

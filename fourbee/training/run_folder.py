@@ -24,7 +24,7 @@ RECIPE = "recipe.json"
 # What may change between two sessions of a run: where and how fast it runs, what is told of it,
 # and how the result is written.
 _FREE = frozenset(
-    """output device threads workers checkpointing compile log_every validate_every
+    """output device threads workers checkpointing log_every validate_every
     checkpoint_every keep_checkpoints validation samples watched watch_kl export_type""".split()
 )
 _ABSENT = "nothing"
