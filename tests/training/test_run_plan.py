@@ -124,7 +124,7 @@ def test_what_is_too_long_and_may_not_be_cut_is_named():
         "(2 such samples)"
     )
     pairs = corpus_of([10, 20, 150, 60], parts=2)
-    with pytest.raises(TrainingError, match="a.jsonl:2: 210 tokens, more than tokens_per_pack"):
+    with pytest.raises(TrainingError, match=r"a\.jsonl:2: 210 tokens, more than tokens_per_pack"):
         planned(pairs)
     data = DataSettings(data=(pairs.source,), tokens_per_pack=210)
     plan_run([pairs], data, 0, positions=150)
