@@ -149,7 +149,8 @@ KEYS = "expected one of the keys messages, completion, text"
     ("loss", "sample", "reason"),
     [
         ("all", {"txt": "a"}, KEYS),
-        ("all", {"conversations": []}, f"{KEYS}; found 'conversations': is it format = 'sharegpt'?"),
+        ("all", {"conversations": []},
+         f"{KEYS}; found 'conversations': is it format = 'sharegpt'?"),
         ("assistant", {"prompt": "a", "chosen": "b", "rejected": "c"}, f"{KEYS}; found a pair"),
         ("pair", {"text": "a"}, "expected one of the keys chosen and rejected; found a text"),
         ("label", {"prompt": "a", "completion": "b"},
@@ -288,8 +289,8 @@ def test_other_peoples_samples_in_our_forms(form, sample, house):
          r"expected text that begins with '\n\nHuman:'"),
         ("parts", {"messages": [{"role": "assistant", "content": [], "loss_weight": 0.0}]},
          "loss_weight = 0.0 of the assistant: expected 1 of the assistant and 0 of others"),
-        ("gsm", {}, "format = 'gsm': expected one of auto, lines, alpaca, dolly, sharegpt, hh, kto, "
-         "gsm8k, parts (did you mean 'gsm8k'?)"),
+        ("gsm", {}, "format = 'gsm': expected one of auto, lines, alpaca, dolly, sharegpt, hh, "
+         "kto, gsm8k, parts (did you mean 'gsm8k'?)"),
     ],
 )  # fmt: skip
 def test_what_is_not_of_the_format_is_one_line(form, sample, reason):
