@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {
-    "lines in all of fourbee/": 32000,
+    "lines in all of fourbee/": 34000,
     "lines of the biggest file": 450,
     "lines of the longest function": 60,
     "statements at the level of a module": 12,

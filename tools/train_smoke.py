@@ -1,7 +1,7 @@
 """The whole path of a model in a minute, with sums on two rods: `make train-smoke`.
 
-Data, tokenizer, examples (SFT), a reward model, preferences (DPO), rewards (GRPO), distillation, and
-the engine that serves. Each stage has to move its number.
+Data, tokenizer, examples (SFT), a reward model, preferences (DPO), rewards (GRPO), distillation,
+and the engine that serves. Each stage has to move its number.
 """
 
 from __future__ import annotations

@@ -241,8 +241,8 @@ def spread(values: Sequence[float]) -> Row:
 
 def last(run: Path, measure: str) -> float:
     """A measure at the end of a run, the mean over what is held out."""
-    values: list[float] = [v[measure] for v in _validations(run)[-1].values() if isinstance(v, Mapping)]
-    return statistics.mean(values)
+    held_out = [one for one in _validations(run)[-1].values() if isinstance(one, Mapping)]
+    return float(statistics.mean(one[measure] for one in held_out))
 
 
 def _validations(run: Path) -> list[dict[str, Any]]:

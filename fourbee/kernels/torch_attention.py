@@ -255,5 +255,5 @@ def _written_out(query_NHTK: Tensor, key_NGTK: Tensor, value_NGTK: Tensor) -> Te
     scores = (grouped @ key_NGTK.transpose(2, 3)).view(count, num_heads, length, length)
     future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.float().masked_fill(future, -torch.inf).softmax(-1).to(value_NGTK.dtype)
-    context = weights.view(count, groups, -1, length) @ value_NGTK
+    context: Tensor = weights.view(count, groups, -1, length) @ value_NGTK
     return context.view(count, num_heads, length, head_dim)

@@ -1,11 +1,13 @@
 """A run's report: one HTML file with the curves of its log, its recipe and its samples.
 
 Everything is inside of the file: plots are SVG, there is no script and nothing to fetch. Several
-runs are drawn over each other. What a run logs beyond the known keys is drawn too.
+runs are drawn over each other, and what differs between their recipes is said. What a run logs
+beyond the known keys is drawn too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.json_files import read_json_object
+from fourbee.training.environment import ENVIRONMENT
+from fourbee.training.run_folder import RECIPE
 from fourbee.training.run_log import LOG, read_log
+from fourbee.training.svg_plot import Point, colour, line_plot
 
-Point = tuple[float, float]
 Curves = dict[str, list[Point]]  # name of a measure -> (update, value)
 
 # What comes first, as people look for it; the other measures follow as they are logged.
 _FIRST = ("loss", "accuracy", "exact", "reward", "margin", "held_out", "reference_kl")
 _HIDDEN = ("update", "tokens", "seconds", "seconds_of_update")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 460, 240, 56, 26
-_COLOURS = ("#2f6fdb", "#d9572b", "#2c9c5a", "#9850c8", "#b8860b", "#c23b6b")
-# Above so many points a curve is drawn pale, with its running mean over it.
-_SMOOTHED, _MOST_POINTS = 60, 600
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --dim: #667; --line: #d8dce4; --back: #fff; }
@@ -39,7 +40,8 @@ figure { margin: 0; } figcaption { font-weight: 600; font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--dim); }
 table { border-collapse: collapse; font-size: .9rem; } td, th { text-align: left;
   padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.text { white-space: pre-wrap; } pre { font-size: .8rem; overflow-x: auto; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.text { white-space: pre-wrap; } summary { cursor: pointer; margin-top: 1rem; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
 """
 
@@ -51,20 +53,21 @@ class Run:
     name: str
     curves: Curves
     samples: list[dict[str, Any]]  # of the last time that there were some
-    recipe: str
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
     last: Mapping[str, Any]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
     """Writes the report of one or more run folders. TrainingError for a folder without a log."""
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.partial")
     partial.write_text(_page(runs), encoding="utf-8")
     return partial.replace(output)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, name: str) -> Run:
     """The curves and samples of a run folder."""
     records = read_log(folder / LOG)
     if not records:
@@ -77,18 +80,27 @@ def read_run(folder: Path) -> Run:
             samples = record["samples"]["items"]
         elif "validation" in record:
             measured = record["validation"]
-            for name, values in measured.items():
+            for group, values in measured.items():
                 if isinstance(values, Mapping):
                     for key, value in values.items():
-                        _add(curves, f"{name}: {key}", measured["update"], value)
+                        _add(curves, f"{group}: {key}", measured["update"], value)
         else:
             last = record
             for key, value in record.items():
                 if key not in _HIDDEN:
                     _add(curves, key, record["update"], value)
-    recipe = folder / "recipe.json"
-    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-    return Run(folder.name if folder.name else str(folder), curves, samples, text, last)
+    recipe, environment = (_json(folder / one) for one in (RECIPE, ENVIRONMENT))
+    return Run(name, curves, samples, recipe, environment, last)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What tells the folders apart: their own names, or where these are the same, their paths."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _add(curves: Curves, name: str, update: float, value: Any) -> None:
@@ -100,22 +112,30 @@ def _page(runs: Sequence[Run]) -> str:
     title = "Training: " + ", ".join(run.name for run in runs)
     names = list(dict.fromkeys(name for run in runs for name in run.curves))
     names.sort(key=_place)
-    plots = "".join(_figure(name, runs) for name in names)
+    plots = "".join(_figure(name, runs) for name in names if _moves(name, runs))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
         _summary(runs),
         f"<h2>Curves, by update</h2><div class=plots>{plots}</div>",
+        *(
+            f"<h2>What {escape(run.name)} writes</h2>{_samples(run.samples)}"
+            for run in runs
+            if run.samples
+        ),
+        f"<h2>Last numbers</h2>{_last_numbers(names, runs)}",
     ]
-    for run in runs:
-        if run.samples:
-            parts.append(f"<h2>What {escape(run.name)} writes</h2>{_samples(run.samples)}")
-        if run.recipe:
-            parts.append(
-                f"<details><summary>Recipe of {escape(run.name)}</summary>"
-                f"<pre>{escape(run.recipe)}</pre></details>"
-            )
+    recipes = [run.recipe for run in runs]
+    if differing := [key for key in _keys(recipes) if len(_values(key, recipes)) > 1]:
+        parts.append(f"<h2>Settings that differ</h2>{_settings(differing, runs, recipes)}")
+    for heading, tables in (
+        ("Recipe", recipes),
+        ("Environment", [run.environment for run in runs]),
+    ):
+        if keys := _keys(tables):
+            table = _settings(keys, runs, tables)
+            parts.append(f"<details><summary>{heading}</summary>{table}</details>")
     return "\n".join(parts) + "\n"
 
 
@@ -126,16 +146,26 @@ def _place(name: str) -> int:
     return len(_FIRST)
 
 
+def _moves(name: str, runs: Sequence[Run]) -> bool:
+    """Whether there is something to see: what is always the same is told as a last number."""
+    return len({y for run in runs for _, y in run.curves.get(name, ())}) > 1
+
+
 def _summary(runs: Sequence[Run]) -> str:
     rows = ["<tr><th><th>updates<th>tokens<th>seconds<th>last loss"]
     for number, run in enumerate(runs):
         last = run.last
         rows.append(
-            f"<tr><td><span class=key style='background:{_colour(number)}'></span>"
-            f"{escape(run.name)}<td>{last.get('update', 0):,}<td>{last.get('tokens', 0):,}"
-            f"<td>{last.get('seconds', 0):,.0f}<td>{last.get('loss', math.nan):.4g}"
+            f"<tr><td>{_label(number, run)}"
+            f"<td class=number>{last.get('update', 0):,}<td class=number>{last.get('tokens', 0):,}"
+            f"<td class=number>{last.get('seconds', 0):,.0f}"
+            f"<td class=number>{last.get('loss', math.nan):.4g}"
         )
     return f"<table>{''.join(rows)}</table>"
+
+
+def _label(number: int, run: Run) -> str:
+    return f"<span class=key style='background:{colour(number)}'></span>{escape(run.name)}"
 
 
 def _samples(items: Sequence[Mapping[str, Any]]) -> str:
@@ -147,99 +177,35 @@ def _samples(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figure(name: str, runs: Sequence[Run]) -> str:
-    drawn = [(number, run.curves[name]) for number, run in enumerate(runs) if name in run.curves]
-    points = [point for _, curve in drawn for point in curve]
-    plot = _Plot(points)
-    lines = "".join(plot.curve(curve, _colour(number)) for number, curve in drawn)
-    return (
-        f"<figure><figcaption>{escape(name)}</figcaption>"
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img aria-label='{escape(name)}'>"
-        f"{plot.axes()}{lines}</svg></figure>"
-    )
+    curves = {number: run.curves[name] for number, run in enumerate(runs) if name in run.curves}
+    last = max(x for run in runs for curve in run.curves.values() for x, _ in curve)
+    caption = f"<figcaption>{escape(name)}</figcaption>"
+    return f"<figure>{caption}{line_plot(name, curves, last)}</figure>"
 
 
-class _Plot:
-    """A square of numbers on a rectangle of the page."""
-
-    def __init__(self, points: Sequence[Point]) -> None:
-        self.x = _range([x for x, _ in points])
-        self.y = _range([y for _, y in points])
-
-    def axes(self) -> str:
-        """Grid lines with their numbers."""
-        parts = []
-        for tick in _ticks(*self.y):
-            y = self._y(tick)
-            parts.append(
-                f"<line x1={_LEFT} x2={_WIDTH - 20} y1={y:.1f} y2={y:.1f} stroke='var(--line)'/>"
-                f"<text x={_LEFT - 6} y={y + 4:.1f} text-anchor=end>{tick:.4g}</text>"
-            )
-        for tick in _ticks(*self.x):
-            x = self._x(tick)
-            parts.append(f"<text x={x:.1f} y={_HEIGHT - 6} text-anchor=middle>{tick:,.6g}</text>")
-        return "".join(parts)
-
-    def curve(self, points: Sequence[Point], colour: str) -> str:
-        """A line; of many points a pale one and their running mean. Its ends tell their values."""
-        if len(points) == 1:
-            return self._dot(points[0], colour)
-        if len(points) <= _SMOOTHED:
-            return self._line(points, colour, 1.0) + self._dot(points[-1], colour)
-        mean = _running_mean(points, len(points) // 25)
-        return (
-            self._line(points, colour, 0.25)
-            + self._line(mean, colour, 1.0)
-            + self._dot(mean[-1], colour)
-        )
-
-    def _line(self, points: Sequence[Point], colour: str, opacity: float) -> str:
-        step = -(-len(points) // _MOST_POINTS)
-        kept = [*points[::step], points[-1]]
-        path = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in kept)
-        return (
-            f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=1.6 "
-            f"opacity='{opacity}'/>"
-        )
-
-    def _dot(self, point: Point, colour: str) -> str:
-        x, y = point
-        return (
-            f"<circle cx={self._x(x):.1f} cy={self._y(y):.1f} r=3 fill='{colour}'>"
-            f"<title>update {x:,.0f}: {y:.5g}</title></circle>"
-        )
-
-    def _x(self, value: float) -> float:
-        low, high = self.x
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - 24)
-
-    def _y(self, value: float) -> float:
-        low, high = self.y
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - 10)
+def _last_numbers(names: Sequence[str], runs: Sequence[Run]) -> str:
+    rows = []
+    for name in names:
+        cells = (f"{run.curves[name][-1][1]:.5g}" if name in run.curves else "" for run in runs)
+        rows.append(f"<tr><td>{escape(name)}" + "".join(f"<td class=number>{one}" for one in cells))
+    return f"<table>{_heads(runs)}{''.join(rows)}</table>"
 
 
-def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """The mean of each point and the `window` before it."""
-    mean: list[Point] = []
-    total = 0.0
-    for index, (x, y) in enumerate(points):
-        total += y - (points[index - window][1] if index >= window else 0.0)
-        mean.append((x, total / min(index + 1, window)))
-    return mean
+def _settings(keys: Sequence[str], runs: Sequence[Run], tables: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for key in keys:
+        cells = (json.dumps(one[key], ensure_ascii=False) if key in one else "" for one in tables)
+        rows.append(f"<tr><td>{escape(key)}" + "".join(f"<td>{escape(one)}" for one in cells))
+    return f"<table>{_heads(runs)}{''.join(rows)}</table>"
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def _heads(runs: Sequence[Run]) -> str:
+    return "<tr><th>" + "".join(f"<th>{_label(number, run)}" for number, run in enumerate(runs))
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers between two."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step) + 1)]
+def _keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for table in tables for key in table))
 
 
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+def _values(key: str, tables: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {json.dumps(table.get(key)) for table in tables}

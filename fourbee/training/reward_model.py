@@ -50,11 +50,12 @@ def rewards_of(learner: Learner, pack: Pack) -> Tensor:
     """The reward `[documents]` of each document of a pack, read where its answer ends.
 
     That is its last target: what a chat template writes behind an answer is no part of it, and is
-    not there when an answer has just been sampled.
+    not there when an answer has just been sampled. A text without a target ends at its last token.
     """
-    targets = np.flatnonzero(pack.learned)
-    ends = np.cumsum(pack.lengths)
-    last = targets[np.searchsorted(targets, ends) - 1]
+    ends = np.cumsum(pack.lengths, dtype=np.int64)
+    targets = np.where(pack.learned, np.arange(len(pack.ids)), -1)
+    last = np.maximum.reduceat(targets, ends - np.array(pack.lengths))
+    last = np.where(last < 0, ends - 1, last)
     return learner.model.score(learner.hidden(pack)[torch.from_numpy(last)])
 
 

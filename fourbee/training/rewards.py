@@ -6,6 +6,7 @@ Each gives 0 to 1, so that a weight says what a reward is worth (below 0: a pena
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class RewardTerm:
                 f"rewards.name = {self.name!r}{nearest(self.name, REWARDS)}: expected one of "
                 f"{', '.join(REWARDS)}"
             )
+        if not math.isfinite(self.weight):
+            raise UsageError(f"rewards.weight = {self.weight}: expected a finite number")
         try:
             re.compile(self.pattern)
         except re.error as error:

@@ -20,6 +20,7 @@ import torch
 
 from fourbee.foundation.runtime import keep_freed_memory
 from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fourbee.training.environment import write_environment
 from fourbee.training.learner import Learner
 from fourbee.training.optimizers import build_optimizers, learning_rate_at
 from fourbee.training.recipe import TrainRecipe
@@ -73,6 +74,7 @@ class Trainer:
         recipe = self.recipe
         exported = recipe.output / "model"
         with own_run(recipe):
+            write_environment(recipe.output, recipe.device)
             progress = self._resume()
             with _interruption() as interrupted, open_log(recipe.output, progress.update) as log:
                 self._run(progress, interrupted, log)

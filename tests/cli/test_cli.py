@@ -100,11 +100,12 @@ def test_every_command_has_help_that_names_its_options_and_arguments(fourbee, li
 def test_the_commands_are_those_of_the_manual(fourbee):
     assert set(COMMANDS) == {
         "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
-        "train", "train tokenizer", "train pretrain", "train sft",
-        "data", "data generate", "data blind",
+        "train", "train tokenizer", "train pretrain", "train sft", "train reward",
+        "train preference", "train grpo", "train distill", "report",
+        "data", "data generate", "data check", "data abacus", "data blind",
         "bench", "bench http", "bench lasting", "bench needle", "bench offline", "bench outside",
-        "bench peers",
-        "bench quality", "bench roofline", "bench sparse", "bench start", "bench streaming",
+        "bench peers", "bench quality", "bench roofline", "bench shakespeare", "bench sparse",
+        "bench stages", "bench start", "bench streaming",
         "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 
@@ -177,7 +178,9 @@ def test_our_own_mistakes_are_not_hidden(fourbee, monkeypatch):
 
 def test_a_missing_recipe_is_one_line(fourbee, tmp_path):
     path = tmp_path / "no.toml"
-    for line in ("train tokenizer", "train pretrain", "train sft", "data generate"):
+    reading = ["data generate", "data abacus"]
+    reading += [line for line in COMMANDS if line.startswith("train ")]
+    for line in reading:
         outcome = fourbee(*line.split(), path)
         assert (outcome.code, outcome.err) == (2, f"fourbee: recipe {path}: no such file\n")
 
@@ -203,7 +206,7 @@ def test_a_recipe_that_is_not_toml_is_one_line(fourbee, tmp_path):
     [
         (
             "epoch=2",
-            "unknown key 'epoch' (did you mean 'epochs'?); known: output, data, tokenizer, ",
+            "unknown key 'epoch' (did you mean 'epochs'?); known: output, tokenizer, ",
         ),
         (
             "optimizer.learning_rat=1",

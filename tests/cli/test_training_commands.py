@@ -53,8 +53,8 @@ output = "{folder}/sft"
 data = ["{folder}/say.jsonl"]
 tokenizer = "{folder}/tokenizer"
 init_from = "{folder}/pretrain/model"
-tokens_per_update = 16
-epochs = 40
+tokens_per_update = 60
+epochs = 120
 precision = "float32"
 threads = 1
 [optimizer]
@@ -97,9 +97,9 @@ def test_from_recipes_to_a_model_that_answers(fourbee, folder):
 
     pretrained = fourbee("train", "pretrain", folder / "pretrain.toml")
     assert (pretrained.code, pretrained.out) == (0, f"{folder}/pretrain/model\n")
-    assert pretrained.err.splitlines()[0] == "tokenising"
+    assert pretrained.err.splitlines()[0] == f"tokenising {names[0]}"
     told = [line for line in pretrained.err.splitlines() if line.startswith("update ")]
-    last = r"update (\d+)/\1  loss \d+\.\d{3}  [\d,]+ tokens/s  0:00:00 left"
+    last = r"update (\d+)/\1  loss \d+\.\d+  accuracy 0\.\d+  [\d,]+ tokens/s  0:00:00 left"
     assert re.fullmatch(last, told[-1]), told
     assert pretrained.err.splitlines()[-1] == f"writing {folder}/pretrain/model"
 
@@ -108,6 +108,13 @@ def test_from_recipes_to_a_model_that_answers(fourbee, folder):
     records = lines(folder / "sft" / "log.jsonl")
     assert records[-1]["loss"] < 0.1 < records[0]["loss"]
     assert fourbee("generate", "say yes", "-m", folder / "sft" / "model").out == "yes\n"
+
+    told = fourbee("report", folder / "sft", folder / "pretrain")
+    assert (told.code, told.out) == (0, f"{folder}/sft/report.html\n")
+    page = (folder / "sft" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "sft, pretrain" in page
+    assert "<td>torch<td>" in page
 
     again = fourbee("train", "sft", folder / "sft.toml")
     assert (again.code, again.out) == (0, tuned.out)
@@ -157,6 +164,32 @@ def test_a_wrong_data_recipe_is_one_line(fourbee, tmp_path, change, message):
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.toml"]
 
 
+def test_sums_are_written_in_every_form(fourbee, tmp_path):
+    few = [f"--set={form}=3" for form in ("conversations", "pairs", "tasks", "held_out")]
+    made = fourbee(
+        "data", "abacus", ROOT / "recipes/abacus/data.toml", f"--set=output={tmp_path}", *few
+    )
+    forms = ("conversations", "pairs", "tasks")
+    expected = [tmp_path / f"{form}{end}.jsonl" for form in forms for end in ("", "-held-out")]
+    assert (made.code, made.out.splitlines()) == (0, [str(path) for path in expected])
+    assert [len(lines(path)) for path in expected] == [3] * 6
+
+
+RECIPES = [
+    path for name in ("abacus", "mini") for path in sorted((ROOT / "recipes" / name).iterdir())
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_published_recipe_is_read(fourbee, path):
+    """By the command in its first line, which says how it is run."""
+    words = path.read_text(encoding="utf-8").split("`")[1].split()
+    assert words[0] == "fourbee"
+    assert words[-1] == str(path.relative_to(ROOT))
+    outcome = fourbee(*words[1:-1], path, "--explain")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
 def test_blind_fills_the_templates_of_the_tests(fourbee, tmp_path):
     output = tmp_path / "blind.jsonl"
     outcome = fourbee("data", "blind", ROOT / "tests/mini/blind", output, "--fills", 2)
@@ -170,13 +203,13 @@ def test_blind_fills_the_templates_of_the_tests(fourbee, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_training_without_its_data_is_one_line(fourbee, tmp_path, folder, stage):
+def test_training_without_its_data_is_one_line(fourbee, tmp_path, model, stage):
     path = tmp_path / "recipe.toml"
     path.write_text(PRETRAIN.replace("{folder}", str(tmp_path)))
-    outcome = fourbee("train", stage, path)
+    outcome = fourbee("train", stage, path, "--set", f"tokenizer={model}")
     assert outcome.code == 3
-    assert outcome.err.splitlines()[-1] == (
-        f"fourbee: data {tmp_path}/data/train.jsonl: no such file"
+    assert (
+        outcome.err.splitlines()[-1] == f"fourbee: data {tmp_path}/data/train.jsonl: no such file"
     )
 
 
