@@ -71,7 +71,7 @@ def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
         forms[str(form)] += 1
         lengths.append(sum(len(ids) for ids, _ in encoded.documents))
         learned += sum(sum(mask[1:]) for _, mask in encoded.documents)
-        seen[hashlib.sha256(json.dumps(sample, sort_keys=True).encode()).digest()] += 1
+        seen[hashlib.sha256(json.dumps(sample, sort_keys=True, default=str).encode()).digest()] += 1
     if first is None:
         raise TrainingError(f"{source.path}: holds no samples but {bad} bad ones")
     duplicates = sum(count - 1 for count in seen.values())

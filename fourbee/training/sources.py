@@ -88,10 +88,10 @@ def read_raw(source: Source) -> Numbered:
     source.files()
     path = source.path
     if path.is_dir():
-        return enumerate(_dataset_rows(path), start=1)
+        return enumerate(map(_without_nulls, _dataset_rows(path)), start=1)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".parquet":
-        return enumerate(_parquet_rows(path), start=1)
+        return enumerate(map(_without_nulls, _parquet_rows(path)), start=1)
     if kind == ".txt":
         return _texts(path, source.format == "lines")
     if kind == ".json":
@@ -182,6 +182,13 @@ def _dataset_rows(folder: Path) -> Iterator[Any]:
                     yield from batch.to_pylist()
         except (arrow.ArrowException, OSError) as error:
             raise TrainingError(f"{path}: cannot be read: {error}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Columns have the keys of all rows: a null says that the row has none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _arrow(path: Path) -> Any:

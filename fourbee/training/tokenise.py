@@ -34,6 +34,7 @@ _VERSION = 1
 _CHUNK = 256
 
 Chunk = list[tuple[int, Any]]
+Reader = tuple[Tokenizer, ChatFormat]
 
 
 def load_corpora(
@@ -115,7 +116,8 @@ def tokenise(
 def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator[Corpus]:
     """Chunk after chunk. The first bad sample is the one that is raised, whoever found it."""
     if workers <= 1:
-        yield from (_encode(source, folder, loss, chunk) for chunk in _chunks(read_raw(source)))
+        reader = _reader(folder)
+        yield from (_encode(source, reader, loss, chunk) for chunk in _chunks(read_raw(source)))
         return
     pending: deque[Future[Corpus]] = deque()
     unread: FourbeeError | None = None
@@ -124,7 +126,7 @@ def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
             for chunk in _chunks(read_raw(source)):
-                pending.append(pool.submit(_encode, source, folder, loss, chunk))
+                pending.append(pool.submit(_encode_in_process, source, folder, loss, chunk))
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
         except FourbeeError as error:
@@ -151,8 +153,12 @@ def _chunks(samples: Numbered) -> Iterator[Chunk]:
         yield chunk
 
 
-def _encode(source: Source, folder: Path, loss: Loss, chunk: Chunk) -> Corpus:
-    tokenizer, chat = _tokenizer(folder)
+def _encode_in_process(source: Source, folder: Path, loss: Loss, chunk: Chunk) -> Corpus:
+    return _encode(source, _kept_reader(folder), loss, chunk)
+
+
+def _encode(source: Source, reader: Reader, loss: Loss, chunk: Chunk) -> Corpus:
+    tokenizer, chat = reader
     encoded: list[tuple[int, float, Encoded]] = []
     for number, raw in chunk:
         try:
@@ -190,11 +196,15 @@ def corpus_of(
     )
 
 
-@cache
-def _tokenizer(folder: Path) -> tuple[Tokenizer, ChatFormat]:
-    """Read once a process."""
+def _reader(folder: Path) -> Reader:
     tokenizer = Tokenizer.load(folder)
     return tokenizer, ChatFormat(tokenizer)
+
+
+@cache
+def _kept_reader(folder: Path) -> Reader:
+    """For processes that end with the source; in others the files may change."""
+    return _reader(folder)
 
 
 def _difficulty(sample: Any, tokens: int) -> float:

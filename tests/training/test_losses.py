@@ -23,8 +23,10 @@ from fourbee.training.losses import (
     targets_by_document,
     token_logps,
 )
+from fourbee.training.mixture import Mixture
 from fourbee.training.network import TrainableQwen3
-from fourbee.training.packing import Pack
+from fourbee.training.packing import Pack, make_packs
+from fourbee.training.run_plan import DataSettings, plan_run
 
 from .corpora import corpus_of, pack_of
 
@@ -317,3 +319,30 @@ def test_an_update_is_a_mean_over_tokens_not_over_packs(corpus, ops):
     assert [pack.num_targets for pack in packs] == [1, 15]
     assert together == pytest.approx((alone[0] + 15 * alone[1]) / 16, abs=1e-6)
     assert together != pytest.approx(sum(alone) / 2, abs=1e-4)
+
+
+def test_the_packs_of_a_planned_update_have_the_loss_of_its_samples_one_by_one(ops):
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(3, 30, 24).tolist()
+    pairs = corpus_of(lengths, parts=2, name="pairs")
+    texts = corpus_of([200, 90, 150], cuttable=True)
+    pairs, texts = (
+        replace(one, ids=rng.integers(0, CONFIG.vocab_size, len(one.ids), dtype=np.int32))
+        for one in (pairs, texts)
+    )
+    data = DataSettings(
+        data=(pairs.source, texts.source), tokens_per_update=150, tokens_per_pack=60,
+        mixture=Mixture(),
+    )  # fmt: skip
+    plan = plan_run([pairs, texts], data, seed=0)
+    assert any(piece.first for piece in plan.samples(0) + plan.samples(1))
+    model = TrainableQwen3(CONFIG, seed=0)
+    for update in range(2):
+        packs, samples = plan.packs(update), plan.samples(update)
+        whole, gradients = summed(model, packs, ops)
+        alone = [pack for one in samples for pack in make_packs(plan.corpora, [one], one.tokens)]
+        assert len(packs) < len(alone) == len(samples)
+        loss, single = summed(model, alone, ops)
+        assert loss == pytest.approx(whole, abs=1e-6)
+        for name, gradient in gradients.items():
+            close(single[name], gradient)
