@@ -10,7 +10,7 @@ Shape legend as in `kernels/operations.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fourbee.kernels.operations import Array, Attention, Linear, Operations, Rotary
@@ -46,6 +46,9 @@ class Qwen3Weights:
     head: Linear  # shares the embedding's array when tied
 
 
+RunBlock = Callable[..., Array]
+
+
 @dataclass(frozen=True)
 class Hidden:
     """What `forward` returns: final states, and the inputs of the layers that were tapped."""
@@ -62,13 +65,17 @@ def forward(
     ops: Operations,
     rows: Array | None = None,
     taps: Collection[int] = (),
+    run_block: RunBlock | None = None,
 ) -> Hidden:
     """Final hidden states `[T, D]`, normed, ready for the head.
 
     `positions` are `[T]`, or `[Q, T]` where attention asks for several query variants.
     `rows` `[R]`: which rows go on after the last layer's attention (the result is `[R, D]` then).
     `taps`: layers whose input `[T, D]` is also returned (drafters, embeddings).
+    `run_block`: what runs a layer instead of `block_forward` itself, with the same arguments:
+    training recomputes or compiles layers.
     """
+    run_block = run_block or block_forward
     config = weights.config
     rotary = position_scheme(config).rotary(positions, ops)
     hidden = ops.embed(weights.embedding, token_ids_T)
@@ -78,7 +85,7 @@ def forward(
         if layer in taps:
             tapped[layer] = hidden
         keep = rows if layer == last else None
-        hidden = block_forward(layer, block, config, hidden, rotary, attention, ops, keep)
+        hidden = run_block(layer, block, config, hidden, rotary, attention, ops, keep)
     return Hidden(ops.norm(hidden, weights.final_norm, config.rms_norm_eps), tapped)
 
 

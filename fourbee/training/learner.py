@@ -19,7 +19,7 @@ from fourbee.model.config import Qwen3Config
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.export import initial_adapter, initial_weights, with_positions
 from fourbee.training.losses import NextToken, next_token_loss, token_logps
-from fourbee.training.network import TrainableQwen3
+from fourbee.training.network import TrainableQwen3, recomputed_block
 from fourbee.training.operations import TrainingOperations
 from fourbee.training.packing import Pack
 from fourbee.training.recipe import TrainRecipe
@@ -90,13 +90,16 @@ class Reference:
 def _network(recipe: TrainRecipe, scored: bool) -> TrainableQwen3:
     if recipe.init_from is None:
         config = recipe.model.config(_padded(vocabulary_size(recipe)))
-        return TrainableQwen3(config, recipe.seed)
+        model = TrainableQwen3(config, recipe.seed)
+        model.run_block = recomputed_block if recipe.checkpointing else None
+        return model
     stored = Qwen3Config.load(recipe.init_from)
     # What is frozen stays in its own type, if that is what it is multiplied in.
     frozen = DTYPES[recipe.precision if stored.torch_dtype == recipe.precision else "float32"]
     config = with_positions(stored, recipe.positions)
     model = TrainableQwen3(config, recipe.seed, recipe.lora, scored, frozen)
     initial_weights(model, recipe.init_from)
+    model.run_block = recomputed_block if recipe.checkpointing else None
     if recipe.init_adapter_from is not None:
         initial_adapter(model, recipe.init_adapter_from)
     return model

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fourbee.kernels.operations import Attention, Linear
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
-from fourbee.model.qwen3 import BlockWeights, Qwen3Weights, forward
+from fourbee.model.qwen3 import BlockWeights, Qwen3Weights, RunBlock, block_forward, forward
 from fourbee.model.weights import tensor_shapes, weights_tree
 from fourbee.training.lora import AdaptedLinear, LoraSettings, adapter_parameters
 
@@ -64,6 +66,7 @@ class TrainableQwen3(nn.Module):
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
+        self.run_block: RunBlock | None = None  # what runs a layer, if not `block_forward` itself
         self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while
 
     @property
@@ -131,7 +134,11 @@ class TrainableQwen3(nn.Module):
         ops: TorchOperations,
     ) -> Tensor:
         """Final hidden states `[T, D]`."""
-        final: Tensor = forward(self.weights(), token_ids_T, positions_T, attention, ops).final
+        weights = self.weights()
+        hidden = forward(
+            weights, token_ids_T, positions_T, attention, ops, run_block=self.run_block
+        )
+        final: Tensor = hidden.final
         return final
 
     def head(self) -> Linear:
@@ -167,3 +174,11 @@ def _adapted(
             down, up = adapter[f"{stem}.lora_A"], adapter[f"{stem}.lora_B"]
             linears[field] = AdaptedLinear(plain.weight, plain.rotated, down, up, scale)
     return replace(block, **linears)
+
+
+def recomputed_block(*arguments: Any) -> Tensor:
+    """A layer whose activations are made again in the backward pass (Chen et al. 2016).
+
+    Of a layer only its input is kept: memory for a third more arithmetic, and the same bits.
+    """
+    return cast(Tensor, checkpoint(block_forward, *arguments, use_reentrant=False))
