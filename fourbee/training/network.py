@@ -26,6 +26,7 @@ from fourbee.training.lora import AdaptedLinear, LoraSettings, adapter_parameter
 # A reward model's vector, named as in transformers' models of sequence classification.
 SCORE = "score.weight"
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class TrainableQwen3(nn.Module):
@@ -65,6 +66,8 @@ class TrainableQwen3(nn.Module):
             parameters[SCORE] = nn.Parameter(score)
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
+        if lora is None:
+            parameters[EMBEDDING].register_hook(_dense)
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.run_block: RunBlock | None = None  # what runs a layer, if not `block_forward` itself
         self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while
@@ -160,6 +163,11 @@ _MAPS: Mapping[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """An embedding's gradient, to which no head has been added, for optimizers and norms."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _adapted(
