@@ -67,7 +67,7 @@ class TrainableQwen3(nn.Module):
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
         if lora is None:
-            parameters[EMBEDDING].register_hook(_dense)
+            parameters[EMBEDDING].register_post_accumulate_grad_hook(_make_dense)
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.run_block: RunBlock | None = None  # what runs a layer, if not `block_forward` itself
         self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while
@@ -165,9 +165,10 @@ _MAPS: Mapping[str, str] = {
 }
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    """An embedding's gradient, to which no head has been added, for optimizers and norms."""
-    return gradient.to_dense() if gradient.is_sparse else gradient
+def _make_dense(parameter: Tensor) -> None:
+    """Of an embedding's gradient to which no head's was added: for norms and optimizers."""
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
 
 
 def _adapted(
