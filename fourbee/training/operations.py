@@ -31,16 +31,20 @@ class TrainingOperations(TorchOperations):
         return normed
 
     def linear(self, x_TD: Tensor, linear: Linear, delta: Sequence[LowRank] = ()) -> Tensor:
-        if linear.rotated or delta or not x_TD.dim() == 2:
+        if linear.rotated or delta:
             total = super().linear(x_TD, linear, delta)
         else:
-            total = _Product.apply(x_TD, linear.weight, self.dtype)  # type: ignore[no-untyped-call]
+            total = self._product(x_TD, linear.weight)
         if isinstance(linear, AdaptedLinear):
-            assert linear.down is not None and linear.up is not None
-            x = x_TD.to(self.dtype)
-            middle = F.linear(x, linear.down.to(self.dtype))
-            total = total + linear.scale * F.linear(middle, linear.up.to(self.dtype))
+            middle = self._product(x_TD, linear.down)
+            total = total + linear.scale * self._product(middle, linear.up)
         return total
+
+    def _product(self, x_TD: Tensor, weight_ND: Tensor | None) -> Tensor:
+        product_TN: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            x_TD, weight_ND, self.dtype
+        )
+        return product_TN
 
     def qk_norm_rotary(
         self,
