@@ -67,7 +67,9 @@ class TrainableQwen3(nn.Module):
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
         if lora is None:
-            parameters[EMBEDDING].register_post_accumulate_grad_hook(_make_dense)
+            parameters[EMBEDDING].register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                _make_dense
+            )
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.run_block: RunBlock | None = None  # what runs a layer, if not `block_forward` itself
         self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while

@@ -128,9 +128,7 @@ class _Norm(torch.autograd.Function):
     """RMSNorm (Zhang & Sennrich 2019), in float32; beside its input it keeps a number a row."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         x = x_TD.float()
         scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x_TD, weight_D, scale)
@@ -162,7 +160,13 @@ class _NormRotary(torch.autograd.Function):
         grad = _rotated(grads[0].float(), cos, -sin)
         x = x_TN.view(grad.shape).float()
         grad_x, grad_weight = _norm_backward(grad, x, weight.float(), scale)
-        return grad_x.view(x_TN.shape).to(x_TN.dtype), grad_weight.to(weight.dtype), None, None, None
+        return (
+            grad_x.view(x_TN.shape).to(x_TN.dtype),
+            grad_weight.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -171,9 +175,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def _norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
+def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `x * scale * weight` over the last axis, `scale` being that of x."""
     normed = x * scale
     weighed = grad * normed
@@ -199,4 +201,5 @@ def _grad_input(grad_TN: Tensor, weight_ND: Tensor) -> Tensor:
 
 
 def _grad_weight(grad_TN: Tensor, x_TD: Tensor, weight_ND: Tensor) -> Tensor:
-    return product(grad_TN.T, x_TD.T).to(weight_ND.dtype)
+    gradient: Tensor = product(grad_TN.T, x_TD.T).to(weight_ND.dtype)
+    return gradient

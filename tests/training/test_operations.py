@@ -89,7 +89,9 @@ def test_gated_mlp(adapted):
         if adapted and ops is PLAIN:
             down = down + 2.0 * b @ a
         last = AdaptedLinear(down, False, a, b, 2.0) if adapted and ops is OURS else Linear(down)
-        return ops.gated_mlp(x, norm, 1e-6, Linear(gate), Linear(up), last) + 0 * (a.sum() + b.sum())
+        return ops.gated_mlp(x, norm, 1e-6, Linear(gate), Linear(up), last) + 0 * (
+            a.sum() + b.sum()
+        )
 
     maps = (matrix(INNER, WIDTH), matrix(INNER, WIDTH, seed=1), matrix(WIDTH, INNER))
     adapter = matrix(4, INNER), matrix(WIDTH, 4)
@@ -133,7 +135,9 @@ def test_bfloat16_is_as_near_to_the_truth(run):
     runs = {
         "norm": (lambda o, x, w: o.norm(x, w, 1e-6), matrix(ROWS, WIDTH), matrix(WIDTH)),
         "heads": (
-            lambda o, q, k, w: o.qk_norm_rotary(q.to(o.dtype), k.to(o.dtype), w, w, 1e-6, turned)[0],
+            lambda o, q, k, w: o.qk_norm_rotary(
+                q.to(o.dtype), k.to(o.dtype), w, w, 1e-6, turned
+            )[0],
             matrix(ROWS, 2 * SIZE), matrix(ROWS, SIZE), matrix(SIZE),
         ),
         "mlp": (
@@ -149,7 +153,9 @@ def test_bfloat16_is_as_near_to_the_truth(run):
             copies = [x.detach().clone().requires_grad_() for x in inputs]
             output = function(one, *copies)
             output.float().square().sum().backward()
-            results.append([output.detach().float(), *(x.grad for x in copies if x.grad is not None)])
+            results.append(
+                [output.detach().float(), *(x.grad for x in copies if x.grad is not None)]
+            )
         errors.append([float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True)])
     for ours, theirs in zip(*errors, strict=True):
         assert ours <= 1.1 * theirs + 1e-6
@@ -157,6 +163,7 @@ def test_bfloat16_is_as_near_to_the_truth(run):
 
 def test_what_the_backward_pass_needs_is_less():
     """Bytes kept between the passes of a layer's MLP and norms."""
+
     def kept(ops) -> int:
         seen: dict[int, int] = {}
         weights = [matrix(WIDTH), matrix(INNER, WIDTH), matrix(INNER, WIDTH), matrix(WIDTH, INNER)]
