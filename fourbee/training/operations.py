@@ -160,13 +160,8 @@ class _NormRotary(torch.autograd.Function):
         grad = _rotated(grads[0].float(), cos, -sin)
         x = x_TN.view(grad.shape).float()
         grad_x, grad_weight = _norm_backward(grad, x, weight.float(), scale)
-        return (
-            grad_x.view(x_TN.shape).to(x_TN.dtype),
-            grad_weight.to(weight.dtype),
-            None,
-            None,
-            None,
-        )
+        grad_x = grad_x.view(x_TN.shape).to(x_TN.dtype)
+        return grad_x, grad_weight.to(weight.dtype), None, None, None
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
