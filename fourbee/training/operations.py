@@ -166,7 +166,7 @@ class _NormRotary(torch.autograd.Function):
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Over the last axis, which stays."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
