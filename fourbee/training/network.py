@@ -26,7 +26,6 @@ from fourbee.training.lora import AdaptedLinear, LoraSettings, adapter_parameter
 # A reward model's vector, named as in transformers' models of sequence classification.
 SCORE = "score.weight"
 HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class TrainableQwen3(nn.Module):
@@ -66,10 +65,6 @@ class TrainableQwen3(nn.Module):
             parameters[SCORE] = nn.Parameter(score)
         if lora is not None:
             parameters |= adapter_parameters(shapes, lora, seed)
-        if lora is None:
-            parameters[EMBEDDING].register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                _make_dense
-            )
         self.by_name = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.run_block: RunBlock | None = None  # what runs a layer, if not `block_forward` itself
         self._adapter: Mapping[str, Tensor] | None = None  # instead of its own, for a while
@@ -165,12 +160,6 @@ _MAPS: Mapping[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-
-
-def _make_dense(parameter: Tensor) -> None:
-    """Of an embedding's gradient to which no head's was added: for norms and optimizers."""
-    if parameter.grad is not None and parameter.grad.is_sparse:
-        parameter.grad = parameter.grad.to_dense()
 
 
 def _adapted(

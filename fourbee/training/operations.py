@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourbee.kernels.operations import IntArray, Linear, LowRank, Rotary
+from fourbee.kernels.operations import Linear, LowRank, Rotary
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.training.lora import AdaptedLinear
 from fourbee.training.products import product
@@ -21,10 +21,6 @@ from fourbee.training.products import product
 
 class TrainingOperations(TorchOperations):
     """`TorchOperations`, quicker with gradients; linear maps may have adapters in training."""
-
-    def embed(self, table: Tensor, token_ids: Tensor | IntArray) -> Tensor:
-        """Its gradient is sparse: with tied embeddings it is added to the head's in place."""
-        return F.embedding(self._integers(token_ids), table, sparse=self.device.type == "cpu")
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         normed: Tensor = _Norm.apply(x_TD, weight_D, eps, self.dtype)  # type: ignore[no-untyped-call]
