@@ -18,8 +18,8 @@ SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end of speed -->)", re.DOTA
 COMMANDS = (
     "serve", "chat", "generate", "pull", "plan", "quantize", "export", "eval", "tokens",
     "bench offline", "bench peers", "bench roofline", "bench outside", "bench quality",
-    "bench start", "bench needle", "bench stages", "bench shakespeare", "bench http",
-    "bench lasting", "bench sparse", "bench streaming",
+    "bench start", "bench needle", "bench stages", "bench shakespeare", "bench training",
+    "bench http", "bench lasting", "bench sparse", "bench streaming",
     "contexts list", "contexts info", "contexts prune", "contexts verify",
     "train tokenizer", "train pretrain", "train sft", "train reward", "train preference",
     "train grpo", "train distill", "report", "data generate", "data check",

@@ -97,10 +97,14 @@ class System:
 
     def seconds(self, work: Work) -> float:
         """How long it took; FourbeeError when the program ended instead, with what it said."""
+        return float(self.ask(json.dumps(asdict(work)), work.name)["seconds"])
+
+    def ask(self, line: str, what: str) -> dict[str, Any]:
+        """The answer to a line; errors as of `seconds`, which name what was asked."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(asdict(work)) + "\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return float(self._answer(work.name)["seconds"])
+        return self._answer(what)
 
     def _answer(self, what: str) -> dict[str, Any]:
         assert self._process.stdout

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from fourbee.cli.bench_training import shakespeare, stages
+from fourbee.cli.bench_training import shakespeare, stages, training
 from fourbee.cli.needle import needle
 from fourbee.cli.options import Model
 from fourbee.cli.quality import quality
@@ -31,6 +31,7 @@ bench_app.command()(quality)
 bench_app.command()(needle)
 bench_app.command()(stages)
 bench_app.command()(shakespeare)
+bench_app.command()(training)
 
 _WORKS = ["prefill:1024", "prefill:4096", "prefill:1024@4096", "decode:1", "decode:1@4096",
           "decode:1@16384", "decode:4", "decode:8", "decode:16"]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -83,6 +83,38 @@ def shakespeare(
         shown = [f"{one['seconds']:.0f} s {one['loss']:.3f}" for one in points]
         Console(stderr=True).print(f"{name}: {', '.join(shown)}")
     typer.echo(json.dumps(curves))
+
+
+def training(
+    shape: Annotated[
+        Literal["shakespeare", "mini", "vocabulary"],
+        typer.Option(help="The network; vocabulary: of 151,936 tokens, to compare memory."),
+    ] = "shakespeare",
+    precision: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each loop.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after one to warm up.")] = 5,
+    trl_python: Annotated[
+        str | None,
+        typer.Option(help="A Python that has trl, to compare with too.", show_default=False),
+    ] = None,
+) -> None:
+    """Tokens a second and peak memory of training, beside nanoGPT's loop written plainly and TRL.
+
+    In turn, in one run: same network, texts, optimizer and precision. The last line of standard
+    output is one JSON document.
+    """
+    from fourbee.benchmarks.report import machine
+    from fourbee.benchmarks.training import measure_training
+
+    console = Console(stderr=True, highlight=False)
+    found = measure_training(shape, precision, threads, rounds, trl_python, console.print)
+    for name, times in found["times"].items():
+        console.print(
+            f"fourbee / {name}: {times['median']:.2f} ({times['low']:.2f} - {times['high']:.2f}) "
+            f"of the tokens a second, {found['peak_share'][name]:.2f} of the memory"
+        )
+    about = {"kind": "training", "shape": shape, "precision": precision, "threads": threads}
+    typer.echo(json.dumps(about | {"machine": machine()} | found))
 
 
 def _texts(options: list[str] | None) -> dict[str, Path]:

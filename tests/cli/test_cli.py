@@ -105,7 +105,7 @@ def test_the_commands_are_those_of_the_manual(fourbee):
         "data", "data generate", "data check", "data abacus", "data blind",
         "bench", "bench http", "bench lasting", "bench needle", "bench offline", "bench outside",
         "bench peers", "bench quality", "bench roofline", "bench shakespeare", "bench sparse",
-        "bench stages", "bench start", "bench streaming",
+        "bench stages", "bench start", "bench streaming", "bench training",
         "contexts", "contexts list", "contexts info", "contexts prune", "contexts verify",
     }  # fmt: skip
 

@@ -1,7 +1,9 @@
 """Attention: caches filled in any chunks, and packed documents, against the formula in float64."""
 
+import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,6 +155,51 @@ def test_packed_documents_equal_each_alone_in_values_and_gradients(inputs) -> No
         start += length
     for together, single in zip(packed, alone, strict=True):
         assert (together.grad - single.grad).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls"),
+    [
+        ([16] * 4, 1),  # as they are
+        ([9, 40, 9, 41, 12], 2),  # out of order, padded
+        ([5, 90, 5], 2),  # unlike
+        ([1, 1, 2], 1),
+    ],
+)
+def test_documents_of_like_lengths_are_attended_together(inputs, lengths, calls) -> None:
+    rows = slice(sum(lengths))
+    packed = [tensor.clone().requires_grad_() for tensor in part(inputs, rows)]
+    truth = [tensor.clone().double().requires_grad_() for tensor in part(inputs, rows)]
+    attention = DocumentAttention(lengths)
+    assert len(attention.shapes) == calls
+    upstream = torch.linspace(-1, 1, rows.stop * HEADS * SIZE).view(rows.stop, -1)
+    (attention(0, *packed) * upstream).sum().backward()
+    starts = np.cumsum([0, *lengths])
+    spans = [slice(*pair) for pair in itertools.pairwise(starts)]
+    expected = torch.cat([attention64(*part(truth, span)) for span in spans])
+    (expected * upstream).sum().backward()
+    for one, other in zip(packed, truth, strict=True):
+        assert torch.allclose(one.grad.double(), other.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_document_sees_another(inputs, dtype) -> None:
+    """Not even with NaN in one: neither in values nor in gradients."""
+    lengths = [9, 40, 9, 41, 12]
+    clean = [one.to(dtype) for one in part(inputs, slice(111))]
+    spoiled = [one.clone() for one in clean]
+    for one in spoiled:
+        one[..., 9:49, :, :] = torch.nan  # the second document
+    results = []
+    for given in (clean, spoiled):
+        copies = [one.clone().requires_grad_() for one in given]
+        context = DocumentAttention(lengths)(0, *copies)
+        context.float().square().sum().backward()
+        query, key, value = (one.grad for one in copies)
+        results.append([context, query[0], key, value])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one[:9], other[:9]) and torch.equal(one[49:], other[49:])
+        assert other[9:49].isnan().any()
 
 
 def test_document_gradients_are_those_of_the_formula(inputs) -> None:

@@ -11,7 +11,8 @@ from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.qwen3 import forward
 from fourbee.model.weights import tensor_shapes
-from fourbee.training.network import TrainableQwen3
+from fourbee.training.network import TrainableQwen3, recomputed_block
+from fourbee.training.operations import TrainingOperations
 
 from .test_losses import CONFIG
 
@@ -64,3 +65,28 @@ def test_a_reward_models_vector_is_drawn_and_its_head_is_not_trained():
     assert set(model.all_tensors()) - set(model.trained_tensors()) == {"lm_head.weight"}
     hidden = torch.randn(5, CONFIG.hidden_size)
     torch.testing.assert_close(model.score(hidden), hidden @ vector[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_layers_have_the_same_bits_and_keep_less(dtype):
+    ops = TrainingOperations("cpu", dtype)
+    lengths = [70, 30, 71]
+    ids = torch.randint(0, CONFIG.vocab_size, (171,), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    results, kept = [], []
+    for run_block in (None, recomputed_block):
+        model = TrainableQwen3(CONFIG, seed=1)
+        model.run_block = run_block
+        sizes: dict[int, int] = {}
+
+        def note(one: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one):
+            hidden = model(ids, positions, DocumentAttention(lengths), ops)
+        hidden.float().square().sum().backward()
+        results.append([hidden, *(one.grad for one in model.trained_tensors().values())])
+        kept.append(sum(sizes.values()))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert kept[1] < 0.7 * kept[0]
