@@ -161,7 +161,8 @@ def _refuse_other_networks(values: Mapping[str, Any], source: str) -> None:
     model_type = values.get("model_type")
     if model_type != "qwen3":
         raise ModelFileError(f"{source}: model_type = {model_type!r}: expected 'qwen3'")
-    for name in values.get("architectures") or ():
+    architectures = values.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
         if str(name).endswith("ForSequenceClassification"):
             raise ModelFileError(
                 f"{source}: architectures = {name!r}: a reward model, which scores texts and "
