@@ -9,7 +9,7 @@ BIN := $(FOURBEE_VENV)/bin
 NICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train serve test test-slow test-long check fix bench docs mini
+.PHONY: help install train serve test test-slow test-long check fix bench docs mini train-smoke
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,3 +54,6 @@ docs: dev ## regenerate what docs take from the program
 
 mini: train ## train fourbee-mini anew, from generated data to the packed model (about five hours)
 	@$(BIN)/python tools/train_mini.py $(ARGS)
+
+train-smoke: train ## every stage of training on sums, in about a minute
+	@$(BIN)/python tools/train_smoke.py $(ARGS)
