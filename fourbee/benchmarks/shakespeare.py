@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import build
-from fourbee.training.export import export_model
+from fourbee.training.export import export_model, fill
 from fourbee.training.learner import Learner
 from fourbee.training.pretrain import pretrain
 from fourbee.training.text import TextRecipe
@@ -132,7 +132,7 @@ def _export(checkpoint: Path, recipe: TextRecipe, folder: Path) -> None:
     model = Learner.from_recipe(recipe).model
     stored = load_file(checkpoint / "model.safetensors")
     for name, tensor in model.trained_tensors().items():
-        tensor.detach().copy_(stored[name])
+        fill(tensor, stored[name], name, checkpoint)
     export_model(folder, model, recipe)
 
 

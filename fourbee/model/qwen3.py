@@ -73,7 +73,7 @@ def forward(
     `rows` `[R]`: which rows go on after the last layer's attention (the result is `[R, D]` then).
     `taps`: layers whose input `[T, D]` is also returned (drafters, embeddings).
     `run_block`: what runs a layer instead of `block_forward` itself, with the same arguments:
-    training recomputes or compiles layers.
+    training makes activations again in the backward pass.
     """
     run_block = run_block or block_forward
     config = weights.config

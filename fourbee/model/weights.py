@@ -9,6 +9,17 @@ from fourbee.kernels.operations import Array, Linear
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights
 
+# The linear maps of a layer: fields of `BlockWeights` and names in a checkpoint.
+LINEARS: Mapping[str, str] = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
 
 def tensor_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of this configuration holds, by name, in file order."""
@@ -67,21 +78,15 @@ def block_weights(layer: int, tensors: Mapping[str, Array], rotated: bool = Fals
     """One layer of that tree."""
     prefix = f"model.layers.{layer}."
 
-    def linear(name: str) -> Linear:
-        return Linear(tensors[f"{prefix}{name}.weight"], rotated)
-
+    linears = {
+        field: Linear(tensors[f"{prefix}{name}.weight"], rotated) for field, name in LINEARS.items()
+    }
     return BlockWeights(
         input_norm=tensors[prefix + "input_layernorm.weight"],
-        query=linear("self_attn.q_proj"),
-        key=linear("self_attn.k_proj"),
-        value=linear("self_attn.v_proj"),
         query_norm=tensors[prefix + "self_attn.q_norm.weight"],
         key_norm=tensors[prefix + "self_attn.k_norm.weight"],
-        output=linear("self_attn.o_proj"),
         post_norm=tensors[prefix + "post_attention_layernorm.weight"],
-        gate=linear("mlp.gate_proj"),
-        up=linear("mlp.up_proj"),
-        down=linear("mlp.down_proj"),
+        **linears,
     )
 
 

@@ -7,34 +7,33 @@ Qwen3 technical report, section 4.5). Teacher and student share the tokenizer an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fourbee.engine.sampling import SamplingParams
 from fourbee.foundation.errors import UsageError
 from fourbee.model.config import Qwen3Config
+from fourbee.training.data_stage import DataRecipe, batch_of, planned
 from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.export import export_model, initial_weights
 from fourbee.training.held_out import HeldOutTexts
 from fourbee.training.learner import Learner
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.packing import Pack, pack_documents
-from fourbee.training.recipe import TrainRecipe, at_least_one
-from fourbee.training.rollouts import RolloutEngine, rollout_seed
-from fourbee.training.run_plan import DataSettings, RunPlan, plan_run
+from fourbee.training.recipe import at_least_one
+from fourbee.training.rollouts import RolloutEngine
+from fourbee.training.run_plan import RunPlan
 from fourbee.training.sources import Source
 from fourbee.training.stage import Batch, PartLoss
 from fourbee.training.tasks import Tasks
-from fourbee.training.tokenise import load_corpora
 from fourbee.training.trainer import Reporter, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillRecipe(DataSettings, TrainRecipe):
+class DistillRecipe(DataRecipe):
     """A run of distillation. `updates` counts both kinds; `data` is needed for the off-policy."""
 
     teacher: Path  # checkpoint folder
@@ -46,8 +45,7 @@ class DistillRecipe(DataSettings, TrainRecipe):
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
-        TrainRecipe.__post_init__(self)
-        DataSettings.__post_init__(self)
+        super().__post_init__()
         at_least_one(self, "prompts_per_update", "max_tokens")
         if not 0 <= self.on_policy <= 1:
             raise UsageError(f"on_policy = {self.on_policy}: expected a share from 0 to 1")
@@ -69,9 +67,7 @@ class DistillStage:
         self.held_out = HeldOutTexts(recipe, learner)
         self.plan: RunPlan | None = None
         if recipe.on_policy < 1:
-            corpora = load_corpora(recipe, "assistant", reporter.preparing)
-            positions = learner.model.config.max_position_embeddings
-            self.plan = plan_run(corpora, recipe, recipe.seed, positions)
+            self.plan = planned(recipe, "assistant", learner, reporter)
         self.tasks: Tasks | None = None
         if recipe.on_policy > 0:
             self.tasks = Tasks.load(recipe.tasks, learner.tokenizer)
@@ -94,8 +90,7 @@ class DistillStage:
         if np.floor((update + 1) * share + 1e-9) > before:
             return self._own_answers(before)
         assert self.plan is not None
-        packs = self.plan.packs(update - before)
-        return _batch(packs, {})
+        return batch_of(self.plan.packs(update - before))
 
     def loss(self, part: Pack) -> PartLoss:
         with torch.no_grad():
@@ -122,18 +117,12 @@ class DistillStage:
         recipe = self.recipe
         assert self.tasks is not None
         tasks = self.tasks.draw(number, recipe.prompts_per_update, recipe.seed)
-        params = [
-            SamplingParams(
-                temperature=recipe.sampling_temperature,
-                max_tokens=recipe.max_tokens,
-                seed=rollout_seed(recipe.seed, number, index),
-            )
-            for index in range(len(tasks))
-        ]
-        rollouts = self.engine.write([task.prompt_ids for task in tasks], params)
+        rollouts = self.engine.sample(
+            tasks, number, recipe.seed, recipe.max_tokens, recipe.sampling_temperature
+        )
         packs = pack_documents([one.document() for one in rollouts], recipe.tokens_per_pack)
         length = float(np.mean([len(one.token_ids) for one in rollouts]))
-        return _batch(packs, {"answer_tokens": length})
+        return batch_of(packs, {"answer_tokens": length})
 
 
 def distill(recipe: DistillRecipe, reporter: Reporter) -> Path:
@@ -141,11 +130,6 @@ def distill(recipe: DistillRecipe, reporter: Reporter) -> Path:
     return Trainer(
         recipe, lambda learner, told: DistillStage(recipe, learner, told), reporter
     ).train()
-
-
-def _batch(packs: Sequence[Pack], facts: Mapping[str, float]) -> Batch:
-    targets = sum(pack.num_targets for pack in packs)
-    return Batch(packs, targets, sum(len(pack.ids) for pack in packs), facts)
 
 
 def _load_teacher(folder: Path, student: Learner) -> Learner:

@@ -23,6 +23,7 @@ from fourbee.training.losses import (
     chunks,
     head_weight,
     logits_of,
+    scale_saved,
     target_rows,
 )
 from fourbee.training.packing import Pack
@@ -112,10 +113,7 @@ class _ChunkedDivergence(torch.autograd.Function):
     def backward(
         ctx: Any, *outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        # In place, for memory; autograd refuses a second backward pass over changed tensors.
-        hidden, weight = (
-            None if one is None else one.mul_(outputs[0]) for one in ctx.saved_tensors
-        )
+        hidden, weight = scale_saved(ctx, outputs[0])
         return hidden, weight, None, None, None
 
 

@@ -26,14 +26,13 @@ from fourbee.training.policy_losses import (
     PolicySettings,
     PolicyTokens,
     group_advantages,
-    k3,
     policy_loss,
     sequence_weights,
 )
 from fourbee.training.recipe import TrainRecipe, at_least_one
 from fourbee.training.reward_model import Scorer
 from fourbee.training.rewards import Rewards, RewardTerm
-from fourbee.training.rollouts import Rollout, RolloutEngine, rollout_seed
+from fourbee.training.rollouts import Rollout, RolloutEngine
 from fourbee.training.sources import Source
 from fourbee.training.stage import Batch, PartLoss
 from fourbee.training.tasks import Task, Tasks
@@ -153,8 +152,7 @@ class GrpoStage:
             "ratio": (float(result.ratio_sum), count),
         }
         if part.reference_logps is not None:
-            kl = k3(logps.detach(), part.reference_logps)
-            sums["reference_kl"] = (float(kl.sum()), count)
+            sums["reference_kl"] = (float(result.reference_kl), count)
         if self.recipe.temperature == 1:  # the engine's are of temperature 1
             gap = (old - part.engine_logps).abs()
             sums["engine_gap"] = (float(gap.sum()), count)
@@ -170,7 +168,7 @@ class GrpoStage:
         measured: dict[str, float] = {}
         texts = [self.engine.text(one) for one in rollouts]
         for rewards in (self.rewards, self.watched):
-            measured |= rewards.means(texts, tasks)
+            measured |= rewards.score(texts, tasks).means
         if self.scorer is not None:
             scores = self.scorer.scores([one.ids for one in rollouts])
             measured["reward_model"] = float(np.mean(scores))
@@ -192,22 +190,16 @@ class GrpoStage:
 
     def _answer(self, tasks: Sequence[Task], rollout: int) -> _Answers:
         recipe, count = self.recipe, self.recipe.answers_per_prompt
-        numbers = range(len(tasks) * count)
-        params = [
-            SamplingParams(
-                temperature=recipe.temperature,
-                max_tokens=recipe.max_tokens,
-                seed=rollout_seed(recipe.seed, rollout, number),
-            )
-            for number in numbers
-        ]
-        repeated = [tasks[number // count] for number in numbers]
-        flat = self.engine.write([task.prompt_ids for task in repeated], params)
+        repeated = [task for task in tasks for _ in range(count)]
+        flat = self.engine.sample(
+            repeated, rollout, recipe.seed, recipe.max_tokens, recipe.temperature
+        )
         texts = [self.engine.text(one) for one in flat]
-        rewards = torch.tensor(self.rewards.scores(texts, repeated))
+        scored = self.rewards.score(texts, repeated)
+        rewards = torch.tensor(scored.totals)
         facts = {
-            **self.rewards.means(texts, repeated),
-            **self.watched.means(texts, repeated),
+            **scored.means,
+            **self.watched.score(texts, repeated).means,
             "answer_tokens": float(np.mean([len(one.token_ids) for one in flat])),
             "cut": float(np.mean([not one.finished for one in flat])),
         }

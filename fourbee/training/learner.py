@@ -7,7 +7,6 @@ before its first update. It makes no update itself.
 from __future__ import annotations
 
 import copy
-import json
 
 import torch
 from torch import Tensor
@@ -39,8 +38,10 @@ class Learner:
     def from_recipe(cls, recipe: TrainRecipe, scored: bool = False) -> Learner:
         """The network of a recipe before its first update; `scored`: a reward model."""
         ops = TrainingOperations(recipe.device, DTYPES[recipe.precision])
-        model = _network(recipe, scored).to(recipe.device)
-        return cls(model, ops, Tokenizer.load(recipe.tokenizer_folder))
+        tokenizer = Tokenizer.load(recipe.tokenizer_folder)
+        model = _network(recipe, scored, tokenizer.vocab_size)
+        model.run_block = recomputed_block if recipe.checkpointing else None
+        return cls(model.to(recipe.device), ops, tokenizer)
 
     @property
     def head(self) -> Linear:
@@ -87,29 +88,18 @@ class Reference:
             return self._learner.logps(pack, temperature)
 
 
-def _network(recipe: TrainRecipe, scored: bool) -> TrainableQwen3:
+def _network(recipe: TrainRecipe, scored: bool, vocabulary: int) -> TrainableQwen3:
     if recipe.init_from is None:
-        config = recipe.model.config(_padded(vocabulary_size(recipe)))
-        model = TrainableQwen3(config, recipe.seed)
-        model.run_block = recomputed_block if recipe.checkpointing else None
-        return model
+        return TrainableQwen3(recipe.model.config(_padded(vocabulary)), recipe.seed)
     stored = Qwen3Config.load(recipe.init_from)
     # What is frozen stays in its own type, if that is what it is multiplied in.
     frozen = DTYPES[recipe.precision if stored.torch_dtype == recipe.precision else "float32"]
     config = with_positions(stored, recipe.positions)
     model = TrainableQwen3(config, recipe.seed, recipe.lora, scored, frozen)
     initial_weights(model, recipe.init_from)
-    model.run_block = recomputed_block if recipe.checkpointing else None
     if recipe.init_adapter_from is not None:
         initial_adapter(model, recipe.init_adapter_from)
     return model
-
-
-def vocabulary_size(recipe: TrainRecipe) -> int:
-    """Tokens of the recipe's tokenizer, control tokens too."""
-    with (recipe.tokenizer_folder / "tokenizer.json").open(encoding="utf-8") as file:
-        tokenizer = json.load(file)
-    return len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
 
 
 def _padded(size: int) -> int:

@@ -22,11 +22,10 @@ from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.foundation.json_files import read_json_object
 from fourbee.foundation.settings import nearest
 from fourbee.kernels.operations import Linear
+from fourbee.model.weights import LINEARS
 
 # The maps of a layer that can be adapted, by the end of their names.
-TARGETS = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
+TARGETS = tuple(name.rpartition(".")[2] for name in LINEARS.values())
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # before every name in PEFT's files
 # What an adapter of PEFT may be beside plain LoRA, by the key that says so.

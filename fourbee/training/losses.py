@@ -178,10 +178,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        # In place, for memory; autograd refuses a second backward pass over changed tensors.
-        hidden, weight = (
-            None if one is None else one.mul_(outputs[0]) for one in ctx.saved_tensors
-        )
+        hidden, weight = scale_saved(ctx, outputs[0])
         return hidden, weight, None, None
 
 

@@ -20,7 +20,7 @@ from fourbee.kernels.operations import Attention, Linear
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.model.config import Qwen3Config
 from fourbee.model.qwen3 import BlockWeights, Qwen3Weights, RunBlock, block_forward, forward
-from fourbee.model.weights import tensor_shapes, weights_tree
+from fourbee.model.weights import LINEARS, tensor_shapes, weights_tree
 from fourbee.training.lora import AdaptedLinear, LoraSettings, adapter_parameters
 
 # A reward model's vector, named as in transformers' models of sequence classification.
@@ -151,23 +151,12 @@ class TrainableQwen3(nn.Module):
         return hidden_RD.float() @ vector
 
 
-_MAPS: Mapping[str, str] = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
-
 def _adapted(
     layer: int, block: BlockWeights, adapter: Mapping[str, Tensor], scale: float
 ) -> BlockWeights:
     """A layer with its adapters."""
     linears: dict[str, Linear] = {}
-    for field, name in _MAPS.items():
+    for field, name in LINEARS.items():
         stem = f"model.layers.{layer}.{name}"
         if f"{stem}.lora_A" in adapter:
             plain: Linear = getattr(block, field)

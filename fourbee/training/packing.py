@@ -132,6 +132,15 @@ def make_packs(
     return packs
 
 
+def whole_samples(corpora: Sequence[Corpus]) -> list[Piece]:
+    """Every sample, uncut."""
+    return [
+        Piece(number, sample, 0, corpus.tokens(sample))
+        for number, corpus in enumerate(corpora)
+        for sample in range(len(corpus))
+    ]
+
+
 def pack_documents(documents: Sequence[Document], tokens_per_pack: int) -> list[Pack]:
     """Documents that are in no corpus as packs; those of like lengths, which are quick together.
 

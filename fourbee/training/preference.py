@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fourbee.training.corpus import Corpus
-from fourbee.training.export import export_model
+from fourbee.training.data_stage import DataRecipe, DataStage
 from fourbee.training.held_out import held_out_corpus
 from fourbee.training.learner import Learner
 from fourbee.training.losses import sum_by_document, targets_by_document
-from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
+from fourbee.training.packing import Pack, Piece, make_packs, pack_documents, whole_samples
 from fourbee.training.preference_losses import (
     PREFERENCE_LOSSES,
     Answers,
@@ -28,23 +28,16 @@ from fourbee.training.preference_losses import (
     preference_values,
     unpaired_values,
 )
-from fourbee.training.recipe import TrainRecipe
-from fourbee.training.run_plan import DataSettings, plan_run
 from fourbee.training.samples import Document, Loss
-from fourbee.training.stage import Batch, PartLoss, merged
-from fourbee.training.tokenise import load_corpora
+from fourbee.training.stage import Batch, PartLoss, means
 from fourbee.training.trainer import Reporter, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceRecipe(DataSettings, TrainRecipe):
+class PreferenceRecipe(DataRecipe):
     """A run over preferences."""
 
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
-
-    def __post_init__(self) -> None:
-        TrainRecipe.__post_init__(self)
-        DataSettings.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -76,11 +69,6 @@ class PreferenceData:
         packs = make_packs(self.corpora, pieces, self._tokens_per_pack)
         return [self._part(pack, pieces, baseline) for pack in packs]
 
-    def all_pieces(self, corpus: int) -> list[Piece]:
-        """Every sample of a corpus."""
-        one = self.corpora[corpus]
-        return [Piece(corpus, sample, 0, one.tokens(sample)) for sample in range(len(one))]
-
     def _part(self, pack: Pack, pieces: Sequence[Piece], baseline: Tensor | None) -> PreferencePart:
         samples = [pieces[index] for index in pack.documents]
         reference = None
@@ -95,7 +83,7 @@ class PreferenceData:
 
     def _logps(self, learner: Learner, corpus: int) -> Tensor:
         """Log-probability of each document of a corpus, as the network is now."""
-        pieces = self.all_pieces(corpus)
+        pieces = [one for one in whole_samples(self.corpora) if one.corpus == corpus]
         logps = torch.zeros(len(self.corpora[corpus].lengths))
         with torch.no_grad():
             for pack in make_packs(self.corpora, pieces, self._tokens_per_pack):
@@ -104,34 +92,24 @@ class PreferenceData:
         return logps
 
 
-class PreferenceStage:
+class PreferenceStage(DataStage):
     """A loss of the family, over all pairs (or answers) of the update."""
 
     def __init__(self, recipe: PreferenceRecipe, learner: Learner, reporter: Reporter) -> None:
         self.recipe = recipe
-        self.learner = learner
         self.form = PREFERENCE_LOSSES[recipe.preference.loss]
         kind: Loss = "pair" if self.form.paired else "label"
-        corpora = load_corpora(recipe, kind, reporter.preparing)
-        positions = learner.model.config.max_position_embeddings
-        self.plan = plan_run(corpora, recipe, recipe.seed, positions)
+        super().__init__(recipe, kind, learner, reporter)
         if self.form.reference:
             reporter.preparing("log-probabilities of the reference")
         # The network as it is now is the reference.
         known, size = self.form.reference, recipe.tokens_per_pack
-        self.data = PreferenceData(corpora, learner, size, known)
+        self.data = PreferenceData(self.plan.corpora, learner, size, known)
         self.held_out: PreferenceData | None = None
         if recipe.validation is not None:
             held_out = held_out_corpus(recipe.validation, kind, learner.tokenizer)
             self.held_out = PreferenceData([held_out], learner, size, known)
         self.reference = None if self.form.paired else learner.frozen()
-
-    @property
-    def updates(self) -> int:
-        return len(self.plan)
-
-    def may_save(self, done: int) -> bool:
-        return True
 
     def batch(self, update: int) -> Batch:
         pieces = self.plan.samples(update)
@@ -155,21 +133,13 @@ class PreferenceStage:
     def validate(self) -> Mapping[str, Mapping[str, float]]:
         if self.held_out is None:
             return {}
-        pieces = [
-            piece
-            for corpus in range(len(self.held_out.corpora))
-            for piece in self.held_out.all_pieces(corpus)
-        ]
+        pieces = whole_samples(self.held_out.corpora)
         baseline = None if self.reference is None else self._baseline(self.held_out, pieces)
         results = [self.loss(part) for part in self.held_out.parts(pieces, baseline)]
-        loss = sum(float(result.loss) for result in results) / len(pieces)
-        measured = merged([result.sums for result in results])
+        measured = means(results, len(pieces))
         if not self.form.paired:
             measured["margin"] = measured["chosen_reward"] - measured["rejected_reward"]
-        return {"held_out": {"loss": loss, **measured}}
-
-    def export(self, folder: Path) -> None:
-        export_model(folder, self.learner.model, self.recipe)
+        return {"held_out": measured}
 
     def _values(self, part: PreferencePart) -> PreferenceValues:
         pack, settings = part.pack, self.recipe.preference

@@ -16,30 +16,27 @@ from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
 from fourbee.training.corpus import Corpus
+from fourbee.training.data_stage import DataRecipe, DataStage
 from fourbee.training.held_out import held_out_corpus
 from fourbee.training.learner import Learner
-from fourbee.training.packing import Pack, Piece, make_packs, pack_documents
-from fourbee.training.recipe import TrainRecipe
+from fourbee.training.packing import Pack, make_packs, pack_documents, whole_samples
 from fourbee.training.reward_files import export_reward_model, load_reward_model
 from fourbee.training.reward_losses import reward_accuracy, reward_values
-from fourbee.training.run_plan import DataSettings, plan_run
-from fourbee.training.stage import Batch, PartLoss, merged
-from fourbee.training.tokenise import load_corpora
+from fourbee.training.stage import Batch, PartLoss, means
 from fourbee.training.trainer import Reporter, Trainer
 
 _TOKENS_PER_PACK = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardRecipe(DataSettings, TrainRecipe):
+class RewardRecipe(DataRecipe):
     """A run over preference pairs."""
 
     margin: float = 0.0  # by how much the chosen answer has to win
     centring: float = 0.0  # weight of (chosen + rejected)^2, which keeps rewards around 0
 
     def __post_init__(self) -> None:
-        TrainRecipe.__post_init__(self)
-        DataSettings.__post_init__(self)
+        super().__post_init__()
         if self.centring < 0:
             raise UsageError(f"centring = {self.centring}: expected 0 or more")
         if self.init_from is None:
@@ -59,25 +56,15 @@ def rewards_of(learner: Learner, pack: Pack) -> Tensor:
     return learner.model.score(learner.hidden(pack)[torch.from_numpy(last)])
 
 
-class RewardStage:
+class RewardStage(DataStage):
     """`-log sigmoid(chosen - rejected - margin)` over all pairs of the update."""
 
     def __init__(self, recipe: RewardRecipe, learner: Learner, reporter: Reporter) -> None:
         self.recipe = recipe
-        self.learner = learner
-        corpora = load_corpora(recipe, "pair", reporter.preparing)
-        positions = learner.model.config.max_position_embeddings
-        self.plan = plan_run(corpora, recipe, recipe.seed, positions)
+        super().__init__(recipe, "pair", learner, reporter)
         self.held_out: tuple[Corpus, ...] = ()
         if recipe.validation is not None:
             self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer),)
-
-    @property
-    def updates(self) -> int:
-        return len(self.plan)
-
-    def may_save(self, done: int) -> bool:
-        return True
 
     def batch(self, update: int) -> Batch:
         pairs = len(self.plan.samples(update))
@@ -96,17 +83,11 @@ class RewardStage:
         return PartLoss(values.sum(), sums)
 
     def validate(self) -> Mapping[str, Mapping[str, float]]:
-        pieces = [
-            Piece(corpus, sample, 0, one.tokens(sample))
-            for corpus, one in enumerate(self.held_out)
-            for sample in range(len(one))
-        ]
+        pieces = whole_samples(self.held_out)
         if not pieces:
             return {}
         packs = make_packs(self.held_out, pieces, self.recipe.tokens_per_pack)
-        results = [self.loss(pack) for pack in packs]
-        loss = sum(float(result.loss) for result in results) / len(pieces)
-        return {"held_out": {"loss": loss, **merged([result.sums for result in results])}}
+        return {"held_out": means([self.loss(pack) for pack in packs], len(pieces))}
 
     def export(self, folder: Path) -> None:
         export_reward_model(folder, self.learner.model, self.recipe.tokenizer_folder)

@@ -50,31 +50,32 @@ class RewardTerm:
             )
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a recipe's terms give answers."""
+
+    totals: list[float]  # the weighted sum of each answer
+    means: dict[str, float]  # of each term, before its weight, by name
+
+
 class Rewards:
     """The weighted sum of a recipe's terms."""
 
     def __init__(self, terms: Sequence[RewardTerm]) -> None:
         self.terms = tuple(terms)
 
-    def scores(self, texts: Sequence[str], tasks: Sequence[Task]) -> list[float]:
-        """The reward of each answer. TrainingError for a task without what a term needs."""
-        columns = [self._column(term, texts, tasks) for term in self.terms]
-        return [
-            sum(term.weight * column[row] for term, column in zip(self.terms, columns, strict=True))
-            for row in range(len(texts))
-        ]
-
-    def means(self, texts: Sequence[str], tasks: Sequence[Task]) -> dict[str, float]:
-        """The mean of each term, before its weight, by name."""
-        return {
-            term.name: sum(self._column(term, texts, tasks)) / len(texts) for term in self.terms
-        }
-
-    def _column(self, term: RewardTerm, texts: Sequence[str], tasks: Sequence[Task]) -> list[float]:
-        reward = REWARDS[term.name]
-        return [
-            float(reward(text, task.sample, term)) for text, task in zip(texts, tasks, strict=True)
-        ]
+    def score(self, texts: Sequence[str], tasks: Sequence[Task]) -> Scored:
+        """The rewards of answers. TrainingError for a task without what a term needs."""
+        totals, means = [0.0] * len(texts), {}
+        for term in self.terms:
+            reward = REWARDS[term.name]
+            column = [
+                float(reward(text, task.sample, term))
+                for text, task in zip(texts, tasks, strict=True)
+            ]
+            totals = [total + term.weight * one for total, one in zip(totals, column, strict=True)]
+            means[term.name] = sum(column) / len(texts)
+        return Scored(totals, means)
 
 
 def last_number(text: str) -> float | None:

@@ -25,6 +25,7 @@ from fourbee.text.chat_format import ChatFormat
 from fourbee.training.learner import Learner
 from fourbee.training.recipe import Samples
 from fourbee.training.samples import Document
+from fourbee.training.tasks import Task
 
 # Rows of a step beyond one for each answer: prompts are read beside them.
 _PROMPT_ROWS = 2048
@@ -90,6 +91,20 @@ class RolloutEngine:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
+    def sample(
+        self, tasks: Sequence[Task], number: int, seed: int, max_tokens: int, temperature: float
+    ) -> list[Rollout]:
+        """A sampled answer to each task; `number` of the rollout, so that each has its own seed."""
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=_rollout_seed(seed, number, index),
+            )
+            for index in range(len(tasks))
+        ]
+        return self.write([task.prompt_ids for task in tasks], params)
+
     def text(self, rollout: Rollout) -> str:
         """The answer without the token that ended it."""
         ids = rollout.token_ids[: len(rollout.token_ids) - rollout.finished]
@@ -112,7 +127,7 @@ class RolloutEngine:
         return Engine(weights_tree(model.config, tensors), ops, (), settings)
 
 
-def rollout_seed(seed: int, rollout: int, number: int) -> int:
+def _rollout_seed(seed: int, rollout: int, number: int) -> int:
     """A seed of its own for every answer of a run."""
     return int(np.random.SeedSequence((seed, rollout, number)).generate_state(1, np.uint64)[0])
 

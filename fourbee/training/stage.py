@@ -67,6 +67,12 @@ class Stage(Protocol):
         ...
 
 
+def means(parts: Sequence[PartLoss], count: float) -> dict[str, float]:
+    """The loss over `count` and the other measures of all parts together."""
+    loss = sum(float(part.loss) for part in parts) / count
+    return {"loss": loss, **merged([part.sums for part in parts])}
+
+
 def merged(sums: Sequence[Sums]) -> dict[str, float]:
     """The means of all parts together."""
     totals: dict[str, tuple[float, float]] = {}

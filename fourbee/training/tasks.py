@@ -48,12 +48,12 @@ class Tasks:
 
     def draw(self, rollout: int, count: int, seed: int) -> list[Task]:
         """The tasks of a rollout: each epoch takes every one once, in an order of its own."""
-        drawn = []
-        for place in range(rollout * count, (rollout + 1) * count):
-            epoch, index = divmod(place, len(self.tasks))
-            order = np.random.default_rng((seed, epoch)).permutation(len(self.tasks))
-            drawn.append(self.tasks[order[index]])
-        return drawn
+        size, first, stop = len(self.tasks), rollout * count, (rollout + 1) * count
+        orders = {
+            epoch: np.random.default_rng((seed, epoch)).permutation(size)
+            for epoch in range(first // size, (stop - 1) // size + 1)
+        }
+        return [self.tasks[orders[place // size][place % size]] for place in range(first, stop)]
 
 
 def _encode(

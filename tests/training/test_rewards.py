@@ -17,7 +17,7 @@ def term(name: str, weight: float = 1.0) -> RewardTerm:
 
 
 def score(name: str, text: str, answer: str = "") -> float:
-    (value,) = Rewards([term(name)]).scores([text], [Task((1,), {"answer": answer})])
+    (value,) = Rewards([term(name)]).score([text], [Task((1,), {"answer": answer})]).totals
     return value
 
 
@@ -61,22 +61,22 @@ def test_the_last_number_of_a_text(text, number):
 def test_rewards_add_up_by_weight():
     rewards = Rewards([term("exact"), term("share", 0.5), term("short", -2.0)])
     texts, tasks = ["12345", "1234", "99999"], [Task((1,), {"answer": "12345"})] * 3
-    assert rewards.scores(texts, tasks) == pytest.approx([1.5, 0.4 - 2, 0])
+    assert rewards.score(texts, tasks).totals == pytest.approx([1.5, 0.4 - 2, 0])
     means = {"exact": 1 / 3, "share": 1.8 / 3, "short": 1 / 3}
-    assert rewards.means(texts, tasks) == pytest.approx(means)
+    assert rewards.score(texts, tasks).means == pytest.approx(means)
 
 
 def test_each_text_is_scored_by_its_own_task():
     tasks = [Task((1,), {"answer": answer}) for answer in "123"]
-    assert Rewards([term("exact")]).scores(["1", "3", "3"], tasks) == [1, 0, 1]
+    assert Rewards([term("exact")]).score(["1", "3", "3"], tasks).totals == [1, 0, 1]
 
 
 @pytest.mark.parametrize("sample", [{}, {"answer": 42}, {"answer": None}])
 def test_a_task_without_an_answer_is_one_line(sample):
     with pytest.raises(TrainingError) as error:
-        Rewards([term("number")]).scores(["42"], [Task((1,), sample)])
+        Rewards([term("number")]).score(["42"], [Task((1,), sample)])
     assert str(error.value) == ("reward 'number': a task has no answer, a string, to compare with")
-    assert Rewards([term("short")]).scores(["42"], [Task((1,), sample)]) == [1]
+    assert Rewards([term("short")]).score(["42"], [Task((1,), sample)]).totals == [1]
 
 
 @pytest.mark.parametrize(
