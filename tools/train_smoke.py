@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from fourbee.benchmarks.stages import last
 from fourbee.cli import run
 from fourbee.engine.llm import LLM
 
@@ -48,13 +49,13 @@ def main() -> int:
         f"teacher={root / 'grpo' / 'model'}", tokenizer,
     )  # fmt: skip
     invoke("report", *(root / stage for stage in SHORTER), "--output", root / "report.html")
-    learned = last(root, "sft", "exact")
+    learned = last(root / "sft", "exact")
     checks = {
         "sft: right answers": (learned, 0.3),
-        "reward: pairs told apart": (last(root, "reward", "accuracy"), 0.65),
-        "preference: pairs told apart": (last(root, "preference", "accuracy"), 0.65),
-        "grpo: right answers": (last(root, "grpo", "exact"), min(0.95, learned + 0.02)),
-        "distill: right answers": (last(root, "distill", "exact"), min(0.95, learned + 0.02)),
+        "reward: pairs told apart": (last(root / "reward", "accuracy"), 0.65),
+        "preference: pairs told apart": (last(root / "preference", "accuracy"), 0.65),
+        "grpo: right answers": (last(root / "grpo", "exact"), min(0.95, learned + 0.02)),
+        "distill: right answers": (last(root / "distill", "exact"), min(0.95, learned + 0.02)),
         "served: right answers": (served(root / "grpo" / "model", conversations), 0.5),
     }
     failed = False
@@ -86,15 +87,6 @@ def invoke(*words: object) -> None:
 def listed(path: Path) -> str:
     """A list of one path, as TOML."""
     return json.dumps([str(path)])
-
-
-def last(root: Path, stage: str, measure: str) -> float:
-    """The last validation's mean of a measure."""
-    lines = (root / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    measured = [record["validation"] for record in records if "validation" in record][-1]
-    values = [one[measure] for one in measured.values() if isinstance(one, dict)]
-    return sum(values) / len(values)
 
 
 def served(model: Path, samples: Path) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbee.benchmarks.work import Rate, Work
+from fourbee.foundation.runtime import processor_facts
 
 if TYPE_CHECKING:
     from fourbee.benchmarks.lasting import Lasting
@@ -44,12 +45,9 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     """The name, with family and model where the name says little."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    words = processor_facts()
+    if not words:
         return platform.processor() or platform.machine()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    words = {key.strip(): value.strip() for key, value in values.items()}
     return (
         f"{words.get('model name', platform.machine())}, family {words.get('cpu family', '?')}, "
         f"model {words.get('model', '?')}"

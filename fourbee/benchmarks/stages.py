@@ -12,20 +12,17 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fourbee.engine.llm import LLM
 from fourbee.engine.sampling import SamplingParams
 from fourbee.foundation.settings import build, read_toml
-from fourbee.training.distill import DistillRecipe, distill
 from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
-from fourbee.training.grpo import GrpoRecipe, grpo
 from fourbee.training.pretrain import pretrain
-from fourbee.training.reward_model import RewardRecipe, reward_model
 from fourbee.training.run_log import LOG, read_log
-from fourbee.training.sft import sft
+from fourbee.training.stages import STAGES
 from fourbee.training.text import TextRecipe
 from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
 from fourbee.training.trainer import Reporter
@@ -58,10 +55,13 @@ class Bench:
                 )
             )  # fmt: skip
 
-    def run(self, stage: str, name: str, seed: int, **changes: Any) -> Path:
-        """Runs a recipe, or takes what an earlier call left; returns the model's folder."""
-        kind, train = _STAGES[stage]
-        table = read_toml(self.recipes / f"{stage}.toml")
+    def run(self, recipe: str, name: str, seed: int, **changes: Any) -> Path:
+        """Runs a recipe, or takes what an earlier call left; returns the model's folder.
+
+        Recipes are named by their stage; what follows a dash tells several of one stage apart.
+        """
+        kind, train = STAGES[recipe.partition("-")[0]]
+        table = read_toml(self.recipes / f"{recipe}.toml")
         output = self.folder / f"{name}-{seed}"
         for key in ("data", "tasks"):
             if key in table:
@@ -76,15 +76,6 @@ class Bench:
             self.reporter.preparing(f"{name}, seed {seed}")
             train(build(kind, table), self.reporter)
         return output / "model"
-
-
-_STAGES: Mapping[str, tuple[type[Any], Callable[..., Path]]] = {
-    "sft": (TextRecipe, sft),
-    "reward": (RewardRecipe, reward_model),
-    "grpo": (GrpoRecipe, grpo),
-    "grpo-on-reward": (GrpoRecipe, grpo),
-    "distill": (DistillRecipe, distill),
-}
 
 
 def from_examples_to_rewards(bench: Bench, seeds: Sequence[int]) -> Results:

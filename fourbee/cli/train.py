@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,70 +38,45 @@ def tokenizer(recipe: Recipe, assignments: Set = None, explained: Explain = Fals
 @train_app.command()
 def pretrain(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Train on every token of the samples, from scratch or from a checkpoint."""
-    _require_torch()
-    from fourbee.training.pretrain import pretrain as run
-    from fourbee.training.text import TextRecipe
-
-    _run(TextRecipe, run, recipe, assignments, explained)
+    _run("pretrain", recipe, assignments, explained)
 
 
 @train_app.command()
 def sft(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Supervised fine-tuning: train on what the assistant says, and on nothing else."""
-    _require_torch()
-    from fourbee.training.sft import sft as run
-    from fourbee.training.text import TextRecipe
-
-    _run(TextRecipe, run, recipe, assignments, explained)
+    _run("sft", recipe, assignments, explained)
 
 
 @train_app.command()
 def reward(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Train a reward model on pairs of answers: what GRPO can learn from instead of rules."""
-    _require_torch()
-    from fourbee.training.reward_model import RewardRecipe, reward_model
-
-    _run(RewardRecipe, reward_model, recipe, assignments, explained)
+    _run("reward", recipe, assignments, explained)
 
 
 @train_app.command()
 def preference(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Preference optimisation: DPO and its family (preference.loss), on pairs of answers."""
-    _require_torch()
-    from fourbee.training.preference import PreferenceRecipe
-    from fourbee.training.preference import preference as run
-
-    _run(PreferenceRecipe, run, recipe, assignments, explained)
+    _run("preference", recipe, assignments, explained)
 
 
 @train_app.command()
 def grpo(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Reinforcement learning: answers are sampled, rewarded, and the better ones made likelier."""
-    _require_torch()
-    from fourbee.training.grpo import GrpoRecipe
-    from fourbee.training.grpo import grpo as run
-
-    _run(GrpoRecipe, run, recipe, assignments, explained)
+    _run("grpo", recipe, assignments, explained)
 
 
 @train_app.command()
 def distill(recipe: Recipe, assignments: Set = None, explained: Explain = False) -> None:
     """Distillation: a student learns a teacher's distribution, on given texts or on its own."""
+    _run("distill", recipe, assignments, explained)
+
+
+def _run(name: str, path: Path, assignments: list[str] | None, explained: bool) -> None:
     _require_torch()
-    from fourbee.training.distill import DistillRecipe
-    from fourbee.training.distill import distill as run
+    from fourbee.training.stages import STAGES
 
-    _run(DistillRecipe, run, recipe, assignments, explained)
-
-
-def _run(
-    kind: type[RecipeT],
-    stage: Callable[[RecipeT, ProgressReporter], Path],
-    recipe: Path,
-    assignments: list[str] | None,
-    explained: bool,
-) -> None:
-    settings = read_recipe(kind, recipe, assignments, explained)
+    kind, stage = STAGES[name]
+    settings = read_recipe(kind, path, assignments, explained)
     if settings is not None:
         with ProgressReporter() as reporter:
             typer.echo(stage(settings, reporter))

@@ -1,9 +1,10 @@
-"""The process that we run in: how it keeps memory."""
+"""The process that we run in and its machine: how memory is kept, what the processor is."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 # glibc's mallopt parameters (malloc.h) and the largest threshold that it accepts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -42,3 +43,13 @@ def return_freed_memory() -> bool:
         return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
     except (OSError, AttributeError):
         return False
+
+
+def processor_facts() -> dict[str, str]:
+    """What Linux tells of a processor ("model name" and so on); nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import fourbee
+from fourbee.foundation.runtime import processor_facts
 
 ENVIRONMENT = "environment.json"
 
@@ -25,13 +26,14 @@ def write_environment(folder: Path, device: str) -> None:
 def environment(device: str) -> Mapping[str, Any]:
     """What training here depends on beside its recipe."""
     cuda = device != "cpu"
+    name = processor_facts().get("model name", platform.machine())
     return {
         "fourbee": fourbee.__version__,
         "commit": _commit() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.platform(),
-        "processor": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "processor": torch.cuda.get_device_name(device) if cuda else name,
         "threads": torch.get_num_threads(),
     }
 
@@ -46,11 +48,3 @@ def _commit() -> str:
         return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def _processor() -> str:
-    """The processor's name, as Linux tells it; elsewhere its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
+from fourbee.foundation.errors import TrainingError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.samples import Encoded, Form, Loss, encode, form_of
-from fourbee.training.sources import Source, house_sample, read_raw
+from fourbee.training.sources import Sample, Source, each_sample, read_raw
 
 # How each form is learned from; the others as what the assistant says.
 _LOSSES: Mapping[Form, Loss] = {"pair": "pair", "label": "label", "task": "prompt"}
@@ -54,19 +54,17 @@ def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
     lengths: list[int] = []
     learned = bad = 0
     first: Encoded | None = None
-    for number, raw in read_raw(source):
-        try:
-            sample = house_sample(raw, source)
-            form = form_of(sample)
-            loss = _LOSSES.get(form, "assistant") if form else "assistant"
-            encoded = encode(sample, loss, tokenizer, chat)
-        except FourbeeError as error:
-            if isinstance(error, UsageError) and error.parameter == "format":
-                raise
-            if source.bad_samples == "skip":
-                bad += 1
-                continue
-            raise TrainingError(f"{source.path}:{number}: {error}") from None
+
+    def make(sample: Sample) -> tuple[Sample, Form | None, Encoded]:
+        form = form_of(sample)
+        loss = _LOSSES.get(form, "assistant") if form else "assistant"
+        return sample, form, encode(sample, loss, tokenizer, chat)
+
+    for _, made in each_sample(source, read_raw(source), make):
+        if made is None:
+            bad += 1
+            continue
+        sample, form, encoded = made
         first = first or encoded
         forms[str(form)] += 1
         lengths.append(sum(len(ids) for ids, _ in encoded.documents))

@@ -11,10 +11,10 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
 from fourbee.foundation.json_files import parse_json, read_json_object
@@ -22,6 +22,7 @@ from fourbee.training.formats import to_house
 
 Sample = Mapping[str, Any]
 Numbered = Iterator[tuple[int, Any]]  # samples with their line, or row, or place; from 1
+T = TypeVar("T")
 
 # Between the texts of a .txt file.
 _END_OF_TEXT = "<|endoftext|>"
@@ -74,6 +75,24 @@ def read_samples(source: Source) -> Iterator[tuple[str, Sample]]:
             raise
         except FourbeeError as error:
             raise TrainingError(f"{where}: {error}") from None
+
+
+def each_sample(
+    source: Source, numbered: Iterable[tuple[int, Any]], make: Callable[[Sample], T]
+) -> Iterator[tuple[int, T | None]]:
+    """What `make` makes of each sample, with its number; None for a bad one that is to be skipped.
+
+    Raises TrainingError naming file and line of the first bad one, where none is to be skipped.
+    """
+    for number, raw in numbered:
+        try:
+            yield number, make(house_sample(raw, source))
+        except FourbeeError as error:
+            if isinstance(error, UsageError) and error.parameter == "format":
+                raise
+            if source.bad_samples == "refuse":
+                raise TrainingError(f"{source.path}:{number}: {error}") from None
+            yield number, None
 
 
 def house_sample(sample: Any, source: Source) -> Sample:

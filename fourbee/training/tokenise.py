@@ -26,7 +26,7 @@ from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.corpus import ARRAYS, Corpus
 from fourbee.training.samples import Encoded, Loss, encode
-from fourbee.training.sources import Numbered, Source, house_sample, read_raw
+from fourbee.training.sources import Numbered, Sample, Source, each_sample, read_raw
 
 # Of the layout of the cache and of how samples become tokens: raise it when either changes.
 _VERSION = 1
@@ -159,19 +159,13 @@ def _encode_in_process(source: Source, folder: Path, loss: Loss, chunk: Chunk) -
 
 def _encode(source: Source, reader: Reader, loss: Loss, chunk: Chunk) -> Corpus:
     tokenizer, chat = reader
-    encoded: list[tuple[int, float, Encoded]] = []
-    for number, raw in chunk:
-        try:
-            sample = house_sample(raw, source)
-            one = encode(sample, loss, tokenizer, chat)
-            tokens = sum(len(ids) for ids, _ in one.documents)
-            encoded.append((number, _difficulty(sample, tokens), one))
-        except FourbeeError as error:
-            if isinstance(error, UsageError) and error.parameter == "format":
-                raise
-            if source.bad_samples == "skip":
-                continue
-            raise TrainingError(f"{source.path}:{number}: {error}") from None
+
+    def make(sample: Sample) -> tuple[float, Encoded]:
+        one = encode(sample, loss, tokenizer, chat)
+        return _difficulty(sample, sum(len(ids) for ids, _ in one.documents)), one
+
+    made = each_sample(source, chunk, make)
+    encoded = [(number, *one) for number, one in made if one is not None]
     return corpus_of(source, loss, encoded, skipped=len(chunk) - len(encoded))
 
 

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.settings import build
-from fourbee.training.distill import DistillRecipe, distill
+from fourbee.training import stages
 from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
-from fourbee.training.grpo import GrpoRecipe, grpo
-from fourbee.training.preference import PreferenceRecipe, preference
-from fourbee.training.pretrain import pretrain
-from fourbee.training.reward_model import RewardRecipe, reward_model
-from fourbee.training.sft import sft
-from fourbee.training.text import TextRecipe
 
-STAGES: dict[str, tuple[type[Any], Callable[..., Path]]] = {
-    "pretrain": (TextRecipe, pretrain),
-    "sft": (TextRecipe, sft),
-    "reward": (RewardRecipe, reward_model),
-    "preference": (PreferenceRecipe, preference),
-    "kto": (PreferenceRecipe, preference),
-    "grpo": (GrpoRecipe, grpo),
-    "distill": (DistillRecipe, distill),
-}
+# KTO is the one preference loss without pairs.
+STAGES = {**stages.STAGES, "kto": stages.STAGES["preference"]}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,
