@@ -64,13 +64,13 @@ class DistillStage:
         self.recipe = recipe
         self.learner = learner
         self.teacher = _load_teacher(recipe.teacher, learner)
-        self.held_out = HeldOutTexts(recipe, learner)
+        self.held_out = HeldOutTexts(recipe, learner, reporter.preparing)
         self.plan: RunPlan | None = None
         if recipe.on_policy < 1:
             self.plan = planned(recipe, "assistant", learner, reporter)
         self.tasks: Tasks | None = None
         if recipe.on_policy > 0:
-            self.tasks = Tasks.load(recipe.tasks, learner.tokenizer)
+            self.tasks = Tasks.load(recipe.tasks, learner.tokenizer, reporter.preparing)
             self.engine = RolloutEngine(learner)
 
     @property

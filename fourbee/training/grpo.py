@@ -105,15 +105,13 @@ class GrpoStage:
         self.recipe = recipe
         self.learner = learner
         self.engine = RolloutEngine(learner)
-        self.tasks = Tasks.load(recipe.data, learner.tokenizer)
-        held_out = recipe.validation
-        self.held_out = (
-            Tasks.load((Source(held_out.path),), learner.tokenizer, held_out.samples)
-            if held_out
-            else None
-        )
         self.rewards = Rewards(recipe.rewards)
         self.watched = Rewards(recipe.watched)
+        self.tasks = self._load(recipe.data, reporter)
+        held_out = recipe.validation
+        self.held_out = (
+            self._load((held_out.source,), reporter, held_out.samples) if held_out else None
+        )
         self.scorer = Scorer.load(recipe.reward_model, learner) if recipe.reward_model else None
         needs_reference = recipe.policy.kl_weight > 0 or recipe.watch_kl
         self.reference = learner.frozen() if needs_reference else None
@@ -176,6 +174,17 @@ class GrpoStage:
 
     def export(self, folder: Path) -> None:
         export_model(folder, self.learner.model, self.recipe)
+
+    def _load(
+        self, sources: Sequence[Source], reporter: Reporter, most: int | None = None
+    ) -> Tasks:
+        """Tasks that every reward can score."""
+
+        def check(task: Task) -> None:
+            for rewards in (self.rewards, self.watched):
+                rewards.score([""], [task])
+
+        return Tasks.load(sources, self.learner.tokenizer, reporter.preparing, most, check)
 
     def _roll_out(self, rollout: int) -> list[Batch]:
         """The batches of a rollout's updates."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from fourbee.training.losses import targets_by_document
 from fourbee.training.packing import cut, pack_documents
 from fourbee.training.recipe import TrainRecipe, Validation
 from fourbee.training.samples import Document, Loss, encode
-from fourbee.training.sources import Source, read_samples
+from fourbee.training.sources import Sample, Told, good_samples
 from fourbee.training.tokenise import corpus_of
 
 _TOKENS_PER_PACK = 4096
@@ -24,20 +23,24 @@ _TOKENS_PER_PACK = 4096
 class HeldOutTexts:
     """The first samples of each skill (a key of theirs); targets are what the assistant says."""
 
-    def __init__(self, recipe: TrainRecipe, learner: Learner) -> None:
+    def __init__(self, recipe: TrainRecipe, learner: Learner, told: Told) -> None:
         self._learner = learner
         self._skills: dict[str, list[Document]] = {}
-        if recipe.validation is None:
+        settings = recipe.validation
+        if settings is None:
             return
         chat, tokenizer = ChatFormat(learner.tokenizer), learner.tokenizer
         longest = learner.model.config.max_position_embeddings
-        for _, sample in read_samples(
-            Source(recipe.validation.path, format=recipe.validation.format)
-        ):
-            documents = self._skills.setdefault(str(sample.get("skill", "all")), [])
-            if len(documents) < recipe.validation.samples:
+
+        def keep(sample: Sample) -> str:
+            skill = str(sample.get("skill", "all"))
+            documents = self._skills.get(skill, [])
+            if len(documents) < settings.samples:
                 (document,) = encode(sample, "assistant", tokenizer, chat).documents
-                documents += _pieces(document, longest)
+                self._skills[skill] = documents + _pieces(document, longest)
+            return skill
+
+        good_samples(settings.source, keep, told)
 
     def measure(self) -> dict[str, Mapping[str, float]]:
         """Of each skill the loss a target, and the share of samples with every target likeliest.
@@ -58,13 +61,13 @@ class HeldOutTexts:
         return {"loss": loss / targets, "exact": exact / len(documents)}
 
 
-def held_out_corpus(settings: Validation, loss: Loss, tokenizer: Tokenizer) -> Corpus:
+def held_out_corpus(settings: Validation, loss: Loss, tokenizer: Tokenizer, told: Told) -> Corpus:
     """The first samples of a file of preferences."""
     chat = ChatFormat(tokenizer)
-    source = Source(settings.path, format=settings.format)
-    chosen = islice(read_samples(source), settings.samples)
-    encoded = [(0, 0.0, encode(sample, loss, tokenizer, chat)) for _, sample in chosen]
-    return corpus_of(source, loss, encoded)
+    found = good_samples(
+        settings.source, lambda one: encode(one, loss, tokenizer, chat), told, settings.samples
+    )
+    return corpus_of(settings.source, loss, [(number, 0.0, one) for number, one in found])
 
 
 def _pieces(document: Document, longest: int) -> list[Document]:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourbee.foundation.errors import TrainingError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.samples import Encoded, Form, Loss, encode, form_of
-from fourbee.training.sources import Sample, Source, each_sample, read_raw
+from fourbee.training.sources import Sample, Source, each_sample, no_samples, read_raw
 
 # How each form is learned from; the others as what the assistant says.
 _LOSSES: Mapping[Form, Loss] = {"pair": "pair", "label": "label", "task": "prompt"}
@@ -71,6 +70,6 @@ def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
         learned += sum(sum(mask[1:]) for _, mask in encoded.documents)
         seen[hashlib.sha256(json.dumps(sample, sort_keys=True, default=str).encode()).digest()] += 1
     if first is None:
-        raise TrainingError(f"{source.path}: holds no samples but {bad} bad ones")
+        raise no_samples(source, bad)
     duplicates = sum(count - 1 for count in seen.values())
     return Inspection(forms, tuple(lengths), learned, duplicates, bad, first)

@@ -107,7 +107,8 @@ class PreferenceStage(DataStage):
         self.data = PreferenceData(self.plan.corpora, learner, size, known)
         self.held_out: PreferenceData | None = None
         if recipe.validation is not None:
-            held_out = held_out_corpus(recipe.validation, kind, learner.tokenizer)
+            told = reporter.preparing
+            held_out = held_out_corpus(recipe.validation, kind, learner.tokenizer, told)
             self.held_out = PreferenceData([held_out], learner, size, known)
         self.reference = None if self.form.paired else learner.frozen()
 

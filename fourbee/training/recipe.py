@@ -14,6 +14,7 @@ from fourbee.foundation.errors import UsageError
 from fourbee.model.config import Qwen3Config
 from fourbee.training.lora import LoraSettings
 from fourbee.training.optimizers import OptimizerSettings
+from fourbee.training.sources import BadSamples, Source
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class Validation:
     path: Path
     samples: int = 32  # of each skill
     format: str = "auto"  # as of a source
+    bad_samples: BadSamples = "refuse"  # as of a source
     enough: float = 0.0  # end the run once `exact`, the mean over skills, is this; 0 = never
+
+    @property
+    def source(self) -> Source:
+        """The file as a source."""
+        return Source(self.path, format=self.format, bad_samples=self.bad_samples)
 
 
 @dataclass(frozen=True)

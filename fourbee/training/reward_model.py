@@ -64,7 +64,8 @@ class RewardStage(DataStage):
         super().__init__(recipe, "pair", learner, reporter)
         self.held_out: tuple[Corpus, ...] = ()
         if recipe.validation is not None:
-            self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer),)
+            told = reporter.preparing
+            self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer, told),)
 
     def batch(self, update: int) -> Batch:
         pairs = len(self.plan.samples(update))

@@ -22,6 +22,8 @@ from fourbee.training.formats import to_house
 
 Sample = Mapping[str, Any]
 Numbered = Iterator[tuple[int, Any]]  # samples with their line, or row, or place; from 1
+Told = Callable[[str], None]
+BadSamples = Literal["refuse", "skip"]
 T = TypeVar("T")
 
 # Between the texts of a .txt file.
@@ -37,7 +39,7 @@ class Source:
     domain: str = ""
     weight: float = 1.0  # how often its tokens count in a mixture
     format: str = "auto"  # auto: our own forms; else one of `formats.py`
-    bad_samples: Literal["refuse", "skip"] = "refuse"
+    bad_samples: BadSamples = "refuse"
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -93,6 +95,40 @@ def each_sample(
             if source.bad_samples == "refuse":
                 raise TrainingError(f"{source.path}:{number}: {error}") from None
             yield number, None
+
+
+def good_samples(
+    source: Source, make: Callable[[Sample], T], told: Told, most: int | None = None
+) -> list[tuple[int, T]]:
+    """What `make` makes of the first `most` good samples, each with its number.
+
+    `told` hears how many bad ones were skipped. TrainingError where none is good.
+    """
+    found: list[tuple[int, T]] = []
+    skipped = 0
+    for number, made in each_sample(source, read_raw(source), make):
+        if made is None:
+            skipped += 1
+        else:
+            found.append((number, made))
+        if len(found) == most:
+            break
+    if not found:
+        raise no_samples(source, skipped)
+    tell_skipped(source, skipped, told)
+    return found
+
+
+def no_samples(source: Source, skipped: int) -> TrainingError:
+    """The error of a source without a good sample."""
+    bad = f" but {skipped} bad ones" if skipped else ""
+    return TrainingError(f"{source.path}: holds no samples{bad}")
+
+
+def tell_skipped(source: Source, skipped: int, told: Told) -> None:
+    """Says how many bad samples of a source were left out, if any were."""
+    if skipped:
+        told(f"{source.path}: {skipped} bad samples left out, as bad_samples = 'skip' says")
 
 
 def house_sample(sample: Any, source: Source) -> Sample:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fourbee.foundation.errors import FourbeeError, TrainingError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.samples import encode_prompt
-from fourbee.training.sources import Source, read_samples
+from fourbee.training.samples import encode
+from fourbee.training.sources import Sample, Source, Told, good_samples
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,24 @@ class Tasks:
 
     @classmethod
     def load(
-        cls, sources: Sequence[Source], tokenizer: Tokenizer, most: int | None = None
+        cls,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        told: Told,
+        most: int | None = None,
+        check: Callable[[Task], object] = lambda _: None,
     ) -> Tasks:
-        """The first `most` samples of the sources. TrainingError naming file and line."""
+        """The first `most` samples of each source, as `good_samples`; `check` refuses others."""
         chat = ChatFormat(tokenizer)
-        tasks: list[Task] = []
-        for source in sources:
-            for where, sample in read_samples(source):
-                if most is not None and len(tasks) == most:
-                    break
-                prompt = _encode(sample, tokenizer, chat, where)
-                tasks.append(Task(tuple(prompt), sample))
-        if not tasks:
-            raise TrainingError("data: no tasks in these files")
-        return cls(tuple(tasks))
+
+        def make(sample: Sample) -> Task:
+            ((ids, _),) = encode(sample, "prompt", tokenizer, chat).documents
+            task = Task(tuple(ids), sample)
+            check(task)
+            return task
+
+        found = [good_samples(source, make, told, most) for source in sources]
+        return cls(tuple(task for tasks in found for _, task in tasks))
 
     def draw(self, rollout: int, count: int, seed: int) -> list[Task]:
         """The tasks of a rollout: each epoch takes every one once, in an order of its own."""
@@ -54,12 +57,3 @@ class Tasks:
             for epoch in range(first // size, (stop - 1) // size + 1)
         }
         return [self.tasks[orders[place // size][place % size]] for place in range(first, stop)]
-
-
-def _encode(
-    sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFormat, where: str
-) -> list[int]:
-    try:
-        return encode_prompt(sample, tokenizer, chat)
-    except FourbeeError as error:
-        raise TrainingError(f"{where}: {error}") from None

@@ -28,7 +28,7 @@ class TextStage(DataStage):
     def __init__(
         self, recipe: TextRecipe, loss: Loss, learner: Learner, reporter: Reporter
     ) -> None:
-        self.held_out = HeldOutTexts(recipe, learner)
+        self.held_out = HeldOutTexts(recipe, learner, reporter.preparing)
         super().__init__(recipe, loss, learner, reporter)
 
     def batch(self, update: int) -> Batch:

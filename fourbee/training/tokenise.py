@@ -26,7 +26,16 @@ from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.corpus import ARRAYS, Corpus
 from fourbee.training.samples import Encoded, Loss, encode
-from fourbee.training.sources import Numbered, Sample, Source, each_sample, read_raw
+from fourbee.training.sources import (
+    Numbered,
+    Sample,
+    Source,
+    Told,
+    each_sample,
+    no_samples,
+    read_raw,
+    tell_skipped,
+)
 
 # Of the layout of the cache and of how samples become tokens: raise it when either changes.
 _VERSION = 1
@@ -37,18 +46,14 @@ Chunk = list[tuple[int, Any]]
 Reader = tuple[Tokenizer, ChatFormat]
 
 
-def load_corpora(
-    recipe: CorpusRecipe, loss: Loss, told: Callable[[str], None]
-) -> tuple[Corpus, ...]:
+def load_corpora(recipe: CorpusRecipe, loss: Loss, told: Told) -> tuple[Corpus, ...]:
     """The corpora of a recipe's sources, as `load_corpus`; `told` hears of each."""
     corpora = []
     for source in recipe.data:
         told(f"tokenising {source.path}")
         folder, cache = recipe.tokenizer_folder, recipe.output / "cache"
         corpora.append(load_corpus(source, folder, loss, cache, workers=recipe.workers))
-        skipped = corpora[-1].skipped
-        if skipped:
-            told(f"{source.path}: {skipped} bad samples left out, as bad_samples = 'skip' says")
+        tell_skipped(source, corpora[-1].skipped, told)
     if not corpora:
         raise UsageError("data: expected at least one file of samples")
     return tuple(corpora)
@@ -106,10 +111,7 @@ def tokenise(
         parts.append(part)
         progress(len(part))
     if not any(len(part) for part in parts):
-        skipped = sum(part.skipped for part in parts)
-        raise TrainingError(
-            f"{source.path}: holds no samples" + (f" but {skipped} bad ones" if skipped else "")
-        )
+        raise no_samples(source, sum(part.skipped for part in parts))
     return _joined(source, parts)
 
 

@@ -50,11 +50,12 @@ class SilentReporter:
 
     def __init__(self, on_update: Any = None) -> None:
         self.on_update = on_update
+        self.told: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.validations: list[dict[str, Any]] = []
 
     def preparing(self, message: str) -> None:
-        pass
+        self.told.append(message)
 
     def update(self, done: int, total: int, record: Any) -> None:
         self.records.append(dict(record))

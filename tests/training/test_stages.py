@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fourbee.foundation.errors import UsageError
+from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.foundation.settings import build
 
 from .conftest import SilentReporter
@@ -99,6 +99,73 @@ def test_the_split_into_packs_does_not_change_the_trajectory(name, data, start, 
     torch.testing.assert_close(
         torch.tensor(trajectories[0]), torch.tensor(trajectories[1]), rtol=2e-4, atol=1e-5
     )
+
+
+# ---- bad lines beside the training data
+
+
+HELD_OUT = {
+    "pretrain": "conversations", "sft": "conversations", "distill": "conversations",
+    "reward": "pairs", "preference": "pairs", "kto": "labelled", "grpo": "tasks",
+}  # fmt: skip
+FOUND = {
+    "conversations": "messages[0]: the first message is the assistant's; expected a user's",
+    "pairs": "expected one of the keys chosen and rejected; found a conversation",
+    "labelled": "expected one of the keys prompt, completion and label; found a conversation",
+    "tasks": "messages[0]: the first message is the assistant's; expected a user's",
+}
+
+
+def spoiled(file: Path, folder: Path, bad: str = "") -> Path:
+    """A copy whose second line is bad."""
+    first, *rest = file.read_text().splitlines(keepends=True)
+    bad = bad or '{"messages": [{"role": "assistant", "content": "a"}]}'
+    path = folder / file.name
+    path.write_text("".join([first, bad + "\n", *rest]))
+    return path
+
+
+def check_refused_and_skipped(name: str, settings: Any, source: Any, reason: str) -> None:
+    """Of `source`, a table of `settings`, line 2 is named, or left out and told of once."""
+    with pytest.raises(TrainingError) as caught:
+        run(name, settings, Silent())
+    assert str(caught.value) == f"{source['path']}:2: {reason}"
+    source["bad_samples"] = "skip"
+    reporter = Silent()
+    run(name, settings, reporter)
+    skipped = f"{source['path']}: 1 bad samples left out, as bad_samples = 'skip' says"
+    assert reporter.told.count(skipped) == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_bad_line_of_a_held_out_file_is_named_or_skipped(name, data, start, tmp_path):
+    form = HELD_OUT[name]
+    file = data / f"{form}{'' if form == 'labelled' else '-held-out'}.jsonl"
+    held_out = {"path": str(spoiled(file, tmp_path)), "samples": 4}
+    settings = table(name, data, start, tmp_path / "run", updates=2, validation=held_out)
+    check_refused_and_skipped(name, settings, held_out, FOUND[form])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("", FOUND["tasks"]),
+        ('{"prompt": "1+1", "answer": 2}', "answer is 2; expected a string"),
+        ('{"prompt": "1+1", "answer": "2", "x": NaN}', "x is nan; expected a finite number"),
+    ],
+)
+@pytest.mark.parametrize(("name", "key"), [("grpo", "data"), ("distill", "tasks")])
+def test_a_bad_task_is_named_or_skipped(name, key, bad, reason, data, start, tmp_path):
+    source = {"path": str(spoiled(data / "tasks.jsonl", tmp_path, bad))}
+    settings = table(name, data, start, tmp_path / "run", updates=2) | {key: [source]}
+    check_refused_and_skipped(name, settings, source, reason)
+
+
+def test_a_task_that_a_reward_cannot_score_is_named_before_the_first_update(data, start, tmp_path):
+    source = {"path": str(spoiled(data / "tasks.jsonl", tmp_path, '{"prompt": "1+1"}'))}
+    settings = table("grpo", data, start, tmp_path / "run", updates=2) | {"data": [source]}
+    reason = "reward 'share': a task has no answer, a string, to compare with"
+    check_refused_and_skipped("grpo", settings, source, reason)
 
 
 def first_record(name: str, data: Path, start: Path, tmp_path: Path, **changes: Any) -> Any:
