@@ -67,6 +67,7 @@ class GrpoRecipe(TrainRecipe):
         )  # fmt: skip
         if not self.rewards and self.reward_model is None:
             raise UsageError("rewards: expected at least one [[rewards]], or a reward_model")
+        Rewards(self.rewards, self.watched)  # refuses what is given twice
         if self.answers_per_prompt < 2:
             raise UsageError("answers_per_prompt = 1: expected 2 or more, to be compared")
         if self.prompts_per_rollout % self.updates_per_rollout:
@@ -105,8 +106,7 @@ class GrpoStage:
         self.recipe = recipe
         self.learner = learner
         self.engine = RolloutEngine(learner)
-        self.rewards = Rewards(recipe.rewards)
-        self.watched = Rewards(recipe.watched)
+        self.rewards = Rewards(recipe.rewards, recipe.watched)
         self.tasks = self._load(recipe.data, reporter)
         held_out = recipe.validation
         self.held_out = (
@@ -163,10 +163,8 @@ class GrpoStage:
         tasks = self.held_out.tasks
         params = SamplingParams(temperature=0, max_tokens=self.recipe.max_tokens)
         rollouts = self.engine.write([task.prompt_ids for task in tasks], [params] * len(tasks))
-        measured: dict[str, float] = {}
         texts = [self.engine.text(one) for one in rollouts]
-        for rewards in (self.rewards, self.watched):
-            measured |= rewards.score(texts, tasks).means
+        measured = self.rewards.score(texts, tasks).means
         if self.scorer is not None:
             scores = self.scorer.scores([one.ids for one in rollouts])
             measured["reward_model"] = float(np.mean(scores))
@@ -180,11 +178,10 @@ class GrpoStage:
     ) -> Tasks:
         """Tasks that every reward can score."""
 
-        def check(task: Task) -> None:
-            for rewards in (self.rewards, self.watched):
-                rewards.score([""], [task])
-
-        return Tasks.load(sources, self.learner.tokenizer, reporter.preparing, most, check)
+        return Tasks.load(
+            sources, self.learner.tokenizer, reporter.preparing, most,
+            lambda task: self.rewards.score([""], [task]),
+        )  # fmt: skip
 
     def _roll_out(self, rollout: int) -> list[Batch]:
         """The batches of a rollout's updates."""
@@ -208,7 +205,6 @@ class GrpoStage:
         rewards = torch.tensor(scored.totals)
         facts = {
             **scored.means,
-            **self.watched.score(texts, repeated).means,
             "answer_tokens": float(np.mean([len(one.token_ids) for one in flat])),
             "cut": float(np.mean([not one.finished for one in flat])),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fourbee.foundation.errors import TrainingError, UsageError
@@ -59,23 +59,40 @@ class Scored:
 
 
 class Rewards:
-    """The weighted sum of a recipe's terms."""
+    """The weighted sum of a recipe's terms, and beside it what is only `watched`.
 
-    def __init__(self, terms: Sequence[RewardTerm]) -> None:
-        self.terms = tuple(terms)
+    A name stands for its term in the log; terms that share one are told apart by their setting.
+    UsageError for two terms that are the same reward.
+    """
+
+    def __init__(self, terms: Sequence[RewardTerm], watched: Sequence[RewardTerm] = ()) -> None:
+        weightless = [replace(term, weight=0.0) for term in watched]
+        self.terms = {_told(one, (*terms, *watched)): one for one in (*terms, *weightless)}
 
     def score(self, texts: Sequence[str], tasks: Sequence[Task]) -> Scored:
         """The rewards of answers. TrainingError for a task without what a term needs."""
         totals, means = [0.0] * len(texts), {}
-        for term in self.terms:
+        for name, term in self.terms.items():
             reward = REWARDS[term.name]
             column = [
                 float(reward(text, task.sample, term))
                 for text, task in zip(texts, tasks, strict=True)
             ]
             totals = [total + term.weight * one for total, one in zip(totals, column, strict=True)]
-            means[term.name] = sum(column) / len(texts)
+            means[name] = sum(column) / len(texts)
         return Scored(totals, means)
+
+
+def _told(term: RewardTerm, terms: Sequence[RewardTerm]) -> str:
+    """The name of a term among others in the log."""
+    alike = [one for one in terms if one.name == term.name]
+    setting = term.pattern or term.longest
+    if sum((one.pattern or one.longest) == setting for one in alike) > 1:
+        raise UsageError(
+            f"rewards.name = {term.name!r}: the same reward twice; expected it once, with the sum "
+            "of the weights, in rewards or in watched"
+        )
+    return term.name if len(alike) == 1 else f"{term.name} {setting}"
 
 
 def last_number(text: str) -> float | None:

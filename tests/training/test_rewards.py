@@ -66,6 +66,31 @@ def test_rewards_add_up_by_weight():
     assert rewards.score(texts, tasks).means == pytest.approx(means)
 
 
+def test_what_is_watched_is_measured_and_adds_nothing():
+    rewards = Rewards([term("exact", 2.0)], [term("share", 9.0)])
+    found = rewards.score(["14"], [Task((1,), {"answer": "12"})])
+    assert (found.totals, found.means) == ([0.0], {"exact": 0.0, "share": 0.5})
+
+
+def test_terms_that_share_a_name_are_told_apart_by_their_setting():
+    terms = [RewardTerm("short", longest=2), RewardTerm("short", -1.0, longest=3), term("exact")]
+    found = Rewards(terms, [term("matches")]).score(["123"], [Task((1,), {"answer": "123"})])
+    assert found.totals == [0 - 1 + 1]
+    assert found.means == {"short 2": 0, "short 3": 1, "exact": 1, "matches": 0}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("name", ["exact", "matches", "short"])
+def test_the_same_reward_twice_is_refused(name, watched):
+    once, again = term(name, 1.0), term(name, 0.5)
+    with pytest.raises(UsageError) as error:
+        Rewards([once], [again]) if watched else Rewards([once, again])
+    assert str(error.value) == (
+        f"rewards.name = '{name}': the same reward twice; expected it once, with the sum of the "
+        "weights, in rewards or in watched"
+    )
+
+
 def test_each_text_is_scored_by_its_own_task():
     tasks = [Task((1,), {"answer": answer}) for answer in "123"]
     assert Rewards([term("exact")]).score(["1", "3", "3"], tasks).totals == [1, 0, 1]

@@ -244,6 +244,7 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
     [
         ("grpo", {"rewards": []}, "expected at least one"),
         ("grpo", {"rewards": [{"name": "exakt"}]}, "did you mean 'exact'"),
+        ("grpo", {"watched": [{"name": "share"}]}, "rewards.name = 'share': the same reward twice"),
         ("grpo", {"answers_per_prompt": 1}, "answers_per_prompt = 1: expected 2 or more"),
         ("grpo", {"updates_per_rollout": 3}, "expected a divisor"),
         ("preference", {"preference": {"loss": "dpo2"}}, "preference.loss = 'dpo2'"),
