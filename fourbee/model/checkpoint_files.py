@@ -56,6 +56,7 @@ COMPANIONS = (
     "generation_config.json",
 )
 _HEAD = "lm_head.weight"
+_SHARD = 5_000_000_000  # bytes of a file at most, as transformers'
 
 
 def check_weights(folder: Path) -> None:
@@ -149,20 +150,15 @@ def open_tensors(folder: Path) -> FolderTensors:
 
 
 def save_weights(
-    folder: Path, weights: Qwen3Weights, ops: Operations, max_shard_bytes: int = 5_000_000_000
+    folder: Path, weights: Qwen3Weights, ops: Operations, max_shard_bytes: int = _SHARD
 ) -> None:
-    """Writes config.json and the tensors, in the type they have, as transformers lays them out.
-
-    Tokenizer files in the folder stay. An interrupted save leaves the old checkpoint, the new one,
-    or a folder without config.json, which no loader takes for a model (what is not in place is in
-    `.unfinished` then); never a mixture.
-    """
+    """Writes config.json and the tensors, in the type they have, as `write_checkpoint`."""
     tensors = named_tensors(weights)
     shapes = tensor_shapes(weights.config)
     dtype = ops.to_numpy(weights.final_norm).dtype
     config = dataclasses.replace(weights.config, torch_dtype=dtype.name)
     layout: Layout = {name: (dtype, shape) for name, shape in shapes.items()}
-    _write_checkpoint(
+    write_checkpoint(
         folder, config, layout, lambda name: ops.to_numpy(tensors[name]), max_shard_bytes
     )
 
@@ -188,7 +184,7 @@ def quantize_checkpoint(source: Path, target: Path) -> None:
         return pack_rows(array)[0] if array.ndim == 2 else array.astype(single)
 
     config = dataclasses.replace(config, quantization=INT8)
-    _write_checkpoint(target, config, layout, packed, max_shard_bytes=sum(_sizes(layout)))
+    write_checkpoint(target, config, layout, packed, max_shard_bytes=sum(_sizes(layout)))
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -347,20 +343,27 @@ def _read(
         raise ModelFileError(f"{folder}: {error}") from None
 
 
-def _write_checkpoint(
+def write_checkpoint(
     folder: Path,
     config: Qwen3Config,
     layout: Layout,
     tensor: Callable[[str], NumpyArray],
-    max_shard_bytes: int,
+    max_shard_bytes: int = _SHARD,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
+    """Writes config.json, `more` in it, and the tensors, as transformers lays them out.
+
+    Tokenizer files in the folder stay. An interrupted save leaves the old checkpoint, the new one,
+    or a folder without config.json, which no loader takes for a model (what is not in place is in
+    `.unfinished` then); never a mixture.
+    """
     unfinished = folder / ".unfinished"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(shutil.rmtree, unfinished, ignore_errors=True)
-            write_files(unfinished, config, layout, tensor, max_shard_bytes)
+            write_files(unfinished, config, layout, tensor, max_shard_bytes, more)
             cleanup.pop_all()
         # From here on a folder without config.json, until all of the new files are in place.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -380,6 +383,7 @@ def write_files(
     layout: Layout,
     tensor: Callable[[str], NumpyArray],
     max_shard_bytes: int,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """The bare writing: config.json last, tensors one at a time; the folder must exist."""
     shards = _shards(layout, max_shard_bytes)
@@ -392,7 +396,7 @@ def write_files(
         places = {name: file for file, shard in files.items() for name in shard}
         index = {"metadata": {"total_size": sum(_sizes(layout))}, "weight_map": places}
         _write_json(folder / INDEX_FILE, index)
-    _write_json(folder / CONFIG_FILE, config.to_json())
+    _write_json(folder / CONFIG_FILE, config.to_json() | dict(more or {}))
 
 
 def _shards(layout: Layout, max_bytes: int) -> list[Layout]:

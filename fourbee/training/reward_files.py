@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import numpy as np
 
 from fourbee.foundation.errors import ModelFileError
 from fourbee.foundation.json_files import read_json_object
 from fourbee.kernels.torch_ops import TorchOperations
-from fourbee.model.checkpoint_files import find_tensors, refuse_other_tensors
+from fourbee.model.checkpoint_files import (
+    CONFIG_FILE,
+    find_tensors,
+    refuse_other_tensors,
+    write_checkpoint,
+)
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import tensor_shapes
 from fourbee.training.export import copy_tokenizer, fill
 from fourbee.training.network import HEAD, SCORE, TrainableQwen3
 
 ARCHITECTURE = "Qwen3ForSequenceClassification"
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) -> None:
     """Writes weights (with an adapter merged), reward vector, configuration and tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_json() | {
+    more = {
         "architectures": [ARCHITECTURE],
         "num_labels": 1,
         "id2label": {"0": "reward"},
@@ -35,27 +35,22 @@ def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) ->
         "pad_token_id": model.config.vocab_size - 1,
     }
     merged = model.merged_tensors() | {SCORE: model.all_tensors()[SCORE]}
-    tensors = {
-        name: merged[name].detach().float().cpu().contiguous() for name in _shapes(model.config)
-    }
-    partial = folder / f"{_WEIGHTS}.partial"
-    try:
-        (folder / _CONFIG).unlink(missing_ok=True)
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / _WEIGHTS)
-        copy_tokenizer(tokenizer, folder)
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{folder}: cannot be written: {error}") from error
+    single = np.dtype(np.float32)
+    layout = {name: (single, shape) for name, shape in _shapes(model.config).items()}
+    write_checkpoint(
+        folder, model.config, layout, lambda name: merged[name].detach().float().cpu().numpy(),
+        more=more,
+    )  # fmt: skip
+    copy_tokenizer(tokenizer, folder)
 
 
 def load_reward_model(folder: Path) -> TrainableQwen3:
     """The frozen reward model of a folder. ModelFileError for one that is damaged or is none."""
-    path = folder / _CONFIG
+    path = folder / CONFIG_FILE
     try:
         values = read_json_object(path)
     except FileNotFoundError:
-        raise ModelFileError(f"{folder}: no {_CONFIG}; expected a reward model") from None
+        raise ModelFileError(f"{folder}: no {CONFIG_FILE}; expected a reward model") from None
     if values.get("architectures") != [ARCHITECTURE] or values.get("num_labels", 1) != 1:
         raise ModelFileError(
             f"{path}: architectures = {values.get('architectures')!r}: expected a reward model, "

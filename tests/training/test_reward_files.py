@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fourbee.engine.llm import LLM
 from fourbee.foundation.errors import ModelFileError
+from fourbee.model import checkpoint_files
 from fourbee.model.config import Qwen3Config
 from fourbee.training.export import export_model
 from fourbee.training.learner import Learner
@@ -95,6 +96,24 @@ def test_a_reward_model_is_not_served(tokenizer_folder, tmp_path):
         f"{tmp_path / 'config.json'}: architectures = 'Qwen3ForSequenceClassification': a reward "
         "model, which scores texts and writes none; expected 'Qwen3ForCausalLM'"
     )
+
+
+def test_a_write_that_fails_is_one_line_and_leaves_the_old_reward_model(
+    tokenizer_folder, tmp_path, monkeypatch
+):
+    model = moved()
+    export_reward_model(tmp_path, model, tokenizer_folder)
+    names = {file.name for file in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_files, "write_tensors", full)
+    with pytest.raises(ModelFileError) as error:
+        export_reward_model(tmp_path, TrainableQwen3(CONFIG, scored=True), tokenizer_folder)
+    assert str(error.value) == f"{tmp_path}: cannot be written: No space left on device"
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert torch.equal(rewards(load_reward_model(tmp_path)), rewards(model))
 
 
 # ---- what is no reward model
