@@ -128,7 +128,7 @@ class DistillStage:
 def distill(recipe: DistillRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
     return Trainer(
-        recipe, lambda learner, told: DistillStage(recipe, learner, told), reporter
+        "distill", recipe, lambda learner, told: DistillStage(recipe, learner, told), reporter
     ).train()
 
 

@@ -263,4 +263,6 @@ class GrpoStage:
 
 def grpo(recipe: GrpoRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
-    return Trainer(recipe, lambda learner, told: GrpoStage(recipe, learner, told), reporter).train()
+    return Trainer(
+        "grpo", recipe, lambda learner, told: GrpoStage(recipe, learner, told), reporter
+    ).train()

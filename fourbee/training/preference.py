@@ -173,7 +173,7 @@ class PreferenceStage(DataStage):
 def preference(recipe: PreferenceRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
     return Trainer(
-        recipe, lambda learner, told: PreferenceStage(recipe, learner, told), reporter
+        "preference", recipe, lambda learner, told: PreferenceStage(recipe, learner, told), reporter
     ).train()
 
 

@@ -15,5 +15,5 @@ from fourbee.training.trainer import Reporter, Trainer
 def pretrain(recipe: TextRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
     return Trainer(
-        recipe, lambda learner, told: TextStage(recipe, "all", learner, told), reporter
+        "pretrain", recipe, lambda learner, told: TextStage(recipe, "all", learner, told), reporter
     ).train()

@@ -128,5 +128,6 @@ class Scorer:
 def reward_model(recipe: RewardRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported folder."""
     return Trainer(
-        recipe, lambda learner, told: RewardStage(recipe, learner, told), reporter, scored=True
-    ).train()
+        "reward", recipe, lambda learner, told: RewardStage(recipe, learner, told), reporter,
+        scored=True,
+    ).train()  # fmt: skip

@@ -1,6 +1,6 @@
-"""The folder of a run belongs to one process at a time, and to one recipe.
+"""The folder of a run belongs to one process at a time, and to one stage and recipe.
 
-A run is a pure function of its recipe; taken up with another one it would be the run of neither.
+A run is a pure function of both; taken up with another one it would be the run of neither.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _ABSENT = "nothing"
 
 
 @contextmanager
-def own_run(recipe: TrainRecipe) -> Iterator[None]:
-    """Holds the output folder, so that no other run writes there; it must be this recipe's.
+def own_run(stage: str, recipe: TrainRecipe) -> Iterator[None]:
+    """Holds the output folder, so that no other run writes there; it must be this one's.
 
     TrainingError, naming the other process, or the first setting that differs from those that the
     folder's checkpoints were made with. The lock of a process that was killed is gone with it.
@@ -51,15 +51,15 @@ def own_run(recipe: TrainRecipe) -> Iterator[None]:
     with lock:
         owner.write_text(str(os.getpid()), encoding="utf-8")
         try:
-            _keep_recipe(run, recipe)
+            _keep_recipe(run, {"stage": stage} | _fixed(recipe))
             yield
         finally:
             owner.unlink(missing_ok=True)
 
 
-def _keep_recipe(run: Path, recipe: TrainRecipe) -> None:
+def _keep_recipe(run: Path, fixed: Mapping[str, Any]) -> None:
     """Writes the recipe down; if there are checkpoints already, only compares it."""
-    path, now = run / RECIPE, _flat(_fixed(recipe))
+    path, now = run / RECIPE, _flat(fixed)
     if not checkpoints(run) or not path.is_file():
         path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
@@ -75,8 +75,7 @@ def _keep_recipe(run: Path, recipe: TrainRecipe) -> None:
 
 def _fixed(recipe: TrainRecipe) -> dict[str, Any]:
     """What the weights depend on."""
-    kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE}
-    return {"recipe": type(recipe).__name__} | kept
+    return {key: value for key, value in asdict(recipe).items() if key not in _FREE}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -11,5 +11,5 @@ from fourbee.training.trainer import Reporter, Trainer
 def sft(recipe: TextRecipe, reporter: Reporter) -> Path:
     """Runs the recipe to its end; returns the exported checkpoint folder."""
     return Trainer(
-        recipe, lambda learner, told: TextStage(recipe, "assistant", learner, told), reporter
+        "sft", recipe, lambda learner, told: TextStage(recipe, "assistant", learner, told), reporter
     ).train()

@@ -48,15 +48,21 @@ class Trainer:
     """A run: `train()` starts it or takes it up where its last checkpoint left it."""
 
     def __init__(
-        self, recipe: TrainRecipe, build: StageBuilder, reporter: Reporter, scored: bool = False
+        self,
+        name: str,
+        recipe: TrainRecipe,
+        build: StageBuilder,
+        reporter: Reporter,
+        scored: bool = False,
     ) -> None:
-        """`build` makes the stage around the network as it is before the first update.
+        """`build` makes the stage, called `name`, around the network before its first update.
 
         `scored`: the network is a reward model's.
         """
+        self.name = name
         self.recipe = recipe
         self.reporter = reporter
-        with own_run(recipe):  # refused before data and weights are read
+        with own_run(name, recipe):  # refused before data and weights are read
             pass
         keep_freed_memory()
         if recipe.threads:
@@ -73,7 +79,7 @@ class Trainer:
         """Runs to the end (or to Ctrl-C, which saves first) and exports; returns the export."""
         recipe = self.recipe
         exported = recipe.output / "model"
-        with own_run(recipe):
+        with own_run(self.name, recipe):
             write_environment(recipe.output, recipe.device)
             progress = self._resume()
             with _interruption() as interrupted, open_log(recipe.output, progress.update) as log:

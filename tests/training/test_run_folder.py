@@ -18,8 +18,8 @@ from fourbee.training.text import TextRecipe
 from fourbee.training.trainer import Trainer
 
 
-def refusal(recipe: TextRecipe) -> str:
-    with pytest.raises(TrainingError) as error, own_run(recipe):
+def refusal(recipe: TextRecipe, stage: str = "sft") -> str:
+    with pytest.raises(TrainingError) as error, own_run(stage, recipe):
         pass
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -28,7 +28,7 @@ def refusal(recipe: TextRecipe) -> str:
 @pytest.fixture
 def begun(recipe: TextRecipe) -> TextRecipe:
     """A recipe whose run has a checkpoint."""
-    with own_run(recipe):
+    with own_run("sft", recipe):
         (recipe.output / "update-0000005").mkdir()
     return recipe
 
@@ -43,7 +43,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed(recipe, tmp_path)
             from fourbee.training.recipe import TrainRecipe
             from fourbee.training.run_folder import own_run
 
-            with own_run(TrainRecipe(output=Path({str(recipe.output)!r}), tokenizer=Path("t"))):
+            recipe = TrainRecipe(output=Path({str(recipe.output)!r}), tokenizer=Path("t"))
+            with own_run("sft", recipe):
                 print("held", flush=True)
                 time.sleep(60)
             """
@@ -60,16 +61,16 @@ def test_a_second_process_is_refused_until_the_first_is_killed(recipe, tmp_path)
             assert refusal(recipe) == expected
             # At once: before a model is made or data is read.
             with pytest.raises(TrainingError, match=f"process {process.pid}"):
-                Trainer(replace(recipe, tokenizer=Path("absent")), None, None)
+                Trainer("sft", replace(recipe, tokenizer=Path("absent")), None, None)
         finally:
             process.kill()
-    with own_run(recipe):
+    with own_run("sft", recipe):
         pass
     assert not (recipe.output / "owner.pid").exists()
 
 
 def test_the_same_recipe_goes_on(begun):
-    with own_run(begun):
+    with own_run("sft", begun):
         assert (begun.output / "recipe.json").is_file()
 
 
@@ -77,6 +78,13 @@ def test_another_recipe_is_refused_by_its_first_key_that_differs(begun):
     rate = replace(begun.optimizer, learning_rate=1e-5)
     assert refusal(replace(begun, optimizer=rate, seed=4)) == (
         f"optimizer.learning_rate = 1e-05: the run in {begun.output} was begun with 0.003; "
+        "expected its own recipe, another output, or that folder deleted"
+    )
+
+
+def test_another_stage_is_refused_though_its_recipe_is_the_same(begun):
+    assert refusal(begun, "pretrain") == (
+        f"stage = pretrain: the run in {begun.output} was begun with sft; "
         "expected its own recipe, another output, or that folder deleted"
     )
 
@@ -97,7 +105,7 @@ def test_whatever_the_weights_depend_on_has_to_stay(begun, change, message):
 
 def test_a_setting_that_is_gone_is_named(begun):
     longer = replace(begun, output=begun.output.parent / "longer", data=begun.data * 2)
-    with own_run(longer):
+    with own_run("sft", longer):
         (longer.output / "update-0000005").mkdir()
     text = refusal(replace(begun, output=longer.output))
     assert text.startswith("data[1].path = nothing: the run in ")
@@ -106,15 +114,15 @@ def test_a_setting_that_is_gone_is_named(begun):
 def test_what_changes_no_weight_may_change(begun):
     changed = replace(begun, threads=2, workers=2, log_every=1, checkpoint_every=7,
                       keep_checkpoints=1, checkpointing=True, export_type="bfloat16")  # fmt: skip
-    with own_run(changed):
+    with own_run("sft", changed):
         pass
     moved = begun.output.rename(begun.output.with_name("moved"))
-    with own_run(replace(begun, output=moved)):
+    with own_run("sft", replace(begun, output=moved)):
         pass
     assert refusal(replace(begun, output=moved, seed=9)).startswith("seed = 9: ")
 
 
 def test_before_its_first_checkpoint_a_run_may_begin_anew(recipe):
     for seed in (1, 2):
-        with own_run(replace(recipe, seed=seed)):
+        with own_run("sft", replace(recipe, seed=seed)):
             pass

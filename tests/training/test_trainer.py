@@ -128,7 +128,7 @@ def test_updates_without_a_finite_gradient_are_left_out_and_end_the_run(recipe):
 
     reporter = SilentReporter()
     with pytest.raises(TrainingError, match=r"update 4: gradient norm nan.*5 updates in a row"):
-        Trainer(recipe, break_it, reporter).train()
+        Trainer("sft", recipe, break_it, reporter).train()
     assert [record["left_out"] for record in reporter.records] == [1, 2, 3, 4]
 
 
