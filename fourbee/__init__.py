@@ -29,4 +29,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fourbee' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from fourbee.foundation.errors import not_installed
+
+        raise not_installed(f"fourbee.{name}", "torch", "train") from None

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from fourbee.cli.options import Explain, Recipe, Set
-from fourbee.foundation.errors import UsageError
+from fourbee.foundation.errors import not_installed
 from fourbee.foundation.settings import build, explain, read_toml, with_overrides
 
 train_app = typer.Typer(
@@ -99,9 +99,7 @@ def _require_torch() -> None:
     try:
         import fourbee.training.trainer  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"training needs {error.name}, which is not installed: pip install 'fourbee[train]'"
-        ) from None
+        raise not_installed("training", str(error.name), "train") from None
 
 
 # What a line of progress tells beside the loss, where a stage has it.

@@ -29,6 +29,13 @@ class UsageError(FourbeeError):
         self.parameter = parameter
 
 
+def not_installed(what: str, package: str, extra: str) -> UsageError:
+    """What needs a package that is not there, and how to get it."""
+    return UsageError(
+        f"{what} needs {package}, which is not installed: pip install 'fourbee[{extra}]'"
+    )
+
+
 class ModelFileError(FourbeeError):
     """A checkpoint, tokenizer or data file is missing, damaged, or not what it should be."""
 

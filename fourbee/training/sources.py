@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
+from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError, not_installed
 from fourbee.foundation.json_files import parse_json, read_json_object
 from fourbee.training.formats import to_house
 
@@ -251,7 +251,5 @@ def _arrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.ipc
     except ModuleNotFoundError:
-        raise UsageError(
-            f"{path}: needs pyarrow, which is not installed: pip install 'fourbee[data]'"
-        ) from None
+        raise not_installed(f"{path}:", "pyarrow", "data") from None
     return pyarrow

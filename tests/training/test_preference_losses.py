@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -126,6 +127,16 @@ def test_dpo_is_public_and_the_mean_of_its_row():
     values = preference_values(chosen, rejected, PreferenceSettings(beta=0.3))
     torch.testing.assert_close(found, values.loss.mean())
     assert dpo_loss(*[torch.zeros(3)] * 4).item() == pytest.approx(LN2, abs=1e-7)
+
+
+def test_dpo_without_torch_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "fourbee.training.preference_losses")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError) as error:
+        fourbee.dpo_loss  # noqa: B018
+    assert str(error.value) == (
+        "fourbee.dpo_loss needs torch, which is not installed: pip install 'fourbee[train]'"
+    )
 
 
 @pytest.mark.parametrize(
