@@ -26,6 +26,7 @@ from fourbee.training.policy_losses import (
     PolicySettings,
     PolicyTokens,
     group_advantages,
+    k3,
     policy_loss,
     sequence_weights,
 )
@@ -150,7 +151,10 @@ class GrpoStage:
             "ratio": (float(result.ratio_sum), count),
         }
         if part.reference_logps is not None:
-            sums["reference_kl"] = (float(result.reference_kl), count)
+            kl = result.reference_kl
+            if not self.recipe.policy.kl_weight:  # watched alone, no part of the loss
+                kl = k3(logps.detach(), part.reference_logps).sum()
+            sums["reference_kl"] = (float(kl), count)
         if self.recipe.temperature == 1:  # the engine's are of temperature 1
             gap = (old - part.engine_logps).abs()
             sums["engine_gap"] = (float(gap.sum()), count)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.foundation.settings import build
+from fourbee.training import grpo, policy_losses
+from fourbee.training.policy_losses import k3
 
 from .conftest import SilentReporter
 from .stages import SHAPE, STAGES, run, table, write_data
@@ -199,6 +201,32 @@ def test_the_first_loss_of_kto_and_of_rollouts(data, start, tmp_path):
     assert record["gradient_norm"] > 0
     # float32 both: what differs is the order of sums.
     assert record["engine_gap"] < 1e-4
+
+
+def test_the_watched_kl_is_that_of_the_loss_and_is_computed_once(
+    data, start, tmp_path, monkeypatch
+):
+    """A rollout's second update has left the reference."""
+    calls: list[int] = []
+
+    def counted(logps: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        calls.append(len(logps))
+        return k3(logps, other)
+
+    for module in (grpo, policy_losses):
+        monkeypatch.setattr(module, "k3", counted)
+    found = []
+    for weight in (1e-9, 0.0):
+        reporter = Silent()
+        settings = table("grpo", data, start, tmp_path / str(weight), updates=2, watch_kl=True,
+                         policy={"kl_weight": weight}, tokens_per_pack=900)  # fmt: skip
+        run("grpo", settings, reporter)
+        found.append(reporter.records[1]["reference_kl"])
+        # Of each part one to the policy that sampled, and one to the reference.
+        assert len(calls) == 2 * 2
+        calls.clear()
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[1] > 0
 
 
 def test_a_rewarded_answer_becomes_likelier(data, start, tmp_path):
