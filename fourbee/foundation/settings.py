@@ -76,7 +76,12 @@ def build(settings_class: type[SettingsT], table: Mapping[str, Any], where: str 
         )
         if required and name not in values:
             raise UsageError(f"missing key {f'{where}.{name}' if where else name!r}")
-    return settings_class(**values)
+    try:
+        return settings_class(**values)
+    except UsageError as error:
+        if not where or not error.parameter or not str(error).startswith(error.parameter):
+            raise
+        raise UsageError(f"{where}.{error}", f"{where}.{error.parameter}") from None
 
 
 def explain(
@@ -164,7 +169,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
+             Path: "a path, as a string"}  # fmt: skip
     if isinstance(value, bool) != (hint is bool) or not isinstance(value, hint):
         raise UsageError(f"{path} = {value!r}: expected {names.get(hint, hint.__name__)}")
     return value

@@ -16,6 +16,7 @@ import torch
 
 from fourbee.foundation.errors import UsageError
 from fourbee.model.config import Qwen3Config
+from fourbee.training.checks import at_least, expect
 from fourbee.training.data_stage import DataRecipe, batch_of, planned
 from fourbee.training.distillation_losses import DistillationSettings, distillation_loss
 from fourbee.training.export import export_model, initial_weights
@@ -23,7 +24,6 @@ from fourbee.training.held_out import HeldOutTexts
 from fourbee.training.learner import Learner
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.packing import Pack, pack_documents
-from fourbee.training.recipe import at_least_one
 from fourbee.training.rollouts import RolloutEngine
 from fourbee.training.run_plan import RunPlan
 from fourbee.training.sources import Source
@@ -46,9 +46,9 @@ class DistillRecipe(DataRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "prompts_per_update", "max_tokens")
-        if not 0 <= self.on_policy <= 1:
-            raise UsageError(f"on_policy = {self.on_policy}: expected a share from 0 to 1")
+        at_least(1, self, "prompts_per_update", "max_tokens")
+        at_least(0, self, "sampling_temperature")
+        expect(0 <= self.on_policy <= 1, "on_policy", self.on_policy, "a share from 0 to 1")
         if self.on_policy > 0 and not self.tasks:
             raise UsageError("tasks: expected files of prompts, as on_policy is above 0")
         if self.on_policy > 0 and self.updates is None:

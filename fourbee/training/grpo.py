@@ -8,6 +8,7 @@ them is logged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fourbee.engine.sampling import SamplingParams
 from fourbee.foundation.errors import UsageError
+from fourbee.training.checks import at_least, expect
 from fourbee.training.export import export_model
 from fourbee.training.learner import Learner
 from fourbee.training.losses import targets_by_document
@@ -30,7 +32,7 @@ from fourbee.training.policy_losses import (
     policy_loss,
     sequence_weights,
 )
-from fourbee.training.recipe import TrainRecipe, at_least_one
+from fourbee.training.recipe import TrainRecipe
 from fourbee.training.reward_model import Scorer
 from fourbee.training.rewards import Rewards, RewardTerm
 from fourbee.training.rollouts import Rollout, RolloutEngine
@@ -62,10 +64,16 @@ class GrpoRecipe(TrainRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(
-            self, "updates", "prompts_per_rollout", "answers_per_prompt", "updates_per_rollout",
+        at_least(
+            1, self, "updates", "prompts_per_rollout", "answers_per_prompt", "updates_per_rollout",
             "max_tokens", "tokens_per_pack",
         )  # fmt: skip
+        expect(
+            0 < self.temperature < math.inf, "temperature", self.temperature,
+            "above 0, as answers have to differ",
+        )  # fmt: skip
+        if not self.data:
+            raise UsageError("data: expected at least one file of tasks")
         if not self.rewards and self.reward_model is None:
             raise UsageError("rewards: expected at least one [[rewards]], or a reward_model")
         Rewards(self.rewards, self.watched)  # refuses what is given twice

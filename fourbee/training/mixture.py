@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Literal
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import nearest
+from fourbee.training.checks import expect
 from fourbee.training.curriculum import check_shares
 from fourbee.training.sources import Source
 
@@ -27,6 +29,7 @@ class Mixture:
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        expect(math.isfinite(self.exponent), "exponent", self.exponent, "a finite number")
         check_shares("mixture", self.shares)
 
     def groups(self, sources: Sequence[Source]) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fourbee.training.checks import at_least, expect
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -28,6 +30,16 @@ class OptimizerSettings:
     schedule: Literal["wsd", "cosine"] = "wsd"  # warm-up, stable, decay; or one half of a cosine
     decay_fraction: float = 0.2  # wsd: share of the updates at the end that decay
     final_fraction: float = 0.0  # of the learning rate, at the last update
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "epsilon", "weight_decay", "clip", "warmup_updates")
+        for name, value in vars(self).items():
+            if name in ("learning_rate", "matrix_rate"):
+                expect(0 < value < math.inf, name, value, "above 0")
+            elif name in ("momentum", "beta1", "beta2"):
+                expect(0 <= value < 1, name, value, "0 or more, below 1")
+            elif name in ("decay_fraction", "final_fraction"):
+                expect(0 <= value <= 1, name, value, "a share from 0 to 1")
 
 
 def build_optimizers(

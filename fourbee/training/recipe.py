@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fourbee.foundation.errors import UsageError
+from fourbee.foundation.errors import ModelFileError, UsageError
 from fourbee.model.config import Qwen3Config
+from fourbee.training.checks import at_least, expect
 from fourbee.training.lora import LoraSettings
 from fourbee.training.optimizers import OptimizerSettings
 from fourbee.training.sources import BadSamples, Source
@@ -29,6 +30,12 @@ class ModelShape:
     head_dim: int = 128
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        try:
+            self.config(1)
+        except ModelFileError as error:
+            raise UsageError(str(error).replace("config.json: ", "model.")) from None
 
     def config(self, vocab_size: int) -> Qwen3Config:
         """The configuration with this vocabulary."""
@@ -62,6 +69,10 @@ class Validation:
     bad_samples: BadSamples = "refuse"  # as of a source
     enough: float = 0.0  # end the run once `exact`, the mean over skills, is this; 0 = never
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "samples")
+        expect(0 <= self.enough <= 1, "enough", self.enough, "a share from 0 to 1")
+
     @property
     def source(self) -> Source:
         """The file as a source."""
@@ -76,6 +87,9 @@ class Samples:
     max_tokens: int = 64
     chat: bool = True  # prompts are a user's words; false = raw text to go on with
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "max_tokens")
+
 
 @dataclass(frozen=True)
 class Guard:
@@ -88,6 +102,10 @@ class Guard:
 
     spike: float = 10.0  # times the median of the last updates' norms; 0 = only what is not finite
     patience: int = 5  # how many in a row are many
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "spike")
+        at_least(1, self, "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +135,8 @@ class TrainRecipe:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        at_least_one(self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+        at_least(1, self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+        at_least(0, self, "seed", "threads")
         if self.tokenizer is None and self.init_from is None:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
         if self.lora is not None and self.init_from is None:
@@ -126,7 +145,9 @@ class TrainRecipe:
             raise UsageError("init_adapter_from without lora: expected the adapter's own settings")
         if self.positions != Positions() and self.init_from is None:
             raise UsageError("positions without init_from: expected them in the table 'model'")
-        if self.device != "cpu":
+        kind = self.device.partition(":")[0]
+        expect(kind in ("cpu", "cuda"), "device", repr(self.device), "cpu or cuda")
+        if kind == "cuda":
             import torch
 
             if not torch.cuda.is_available():
@@ -138,10 +159,3 @@ class TrainRecipe:
         folder = self.tokenizer or self.init_from
         assert folder is not None
         return folder
-
-
-def at_least_one(recipe: object, *names: str) -> None:
-    """UsageError for the first of these settings that is below 1."""
-    for name in names:
-        if getattr(recipe, name) < 1:
-            raise UsageError(f"{name} = {getattr(recipe, name)}: expected at least 1")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
+from fourbee.training.checks import at_least
 from fourbee.training.corpus import Corpus
 from fourbee.training.data_stage import DataRecipe, DataStage
 from fourbee.training.held_out import held_out_corpus
@@ -37,8 +38,7 @@ class RewardRecipe(DataRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.centring < 0:
-            raise UsageError(f"centring = {self.centring}: expected 0 or more")
+        at_least(0, self, "margin", "centring")
         if self.init_from is None:
             raise UsageError("missing key 'init_from': a reward model starts from a trained one")
 

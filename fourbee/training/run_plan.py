@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourbee.foundation.errors import TrainingError, UsageError
+from fourbee.training.checks import at_least
 from fourbee.training.corpus import Corpus
 from fourbee.training.curriculum import Curriculum, CurriculumPoint
 from fourbee.training.deck import Deck
@@ -44,13 +45,8 @@ class DataSettings:
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: expected only one of {', '.join(_BUDGETS)}")
-        for name, least in (
-            *((name, 1) for name in given),
-            ("tokens_per_update", 2),
-            ("tokens_per_pack", 2),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} = {getattr(self, name)}: expected at least {least}")
+        at_least(1, self, *given, "workers")
+        at_least(2, self, "tokens_per_update", "tokens_per_pack")
         Curriculum(self.curriculum)
 
 

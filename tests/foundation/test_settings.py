@@ -17,6 +17,10 @@ class Inner:
     rate: float = 0.1
     steps: int = 3
 
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UsageError(f"steps = {self.steps}: expected 0 or more", "steps")
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -63,6 +67,17 @@ def test_a_wrong_table_is_refused_in_one_line(table, message):
     with pytest.raises(UsageError) as caught:
         build(Outer, table)
     assert str(caught.value) == message
+
+
+def test_what_a_table_refuses_itself_is_named_by_its_path():
+    for table, path in (
+        ({"inner": {"steps": -1}}, "inner"),
+        ({"parts": [{"steps": -1}]}, "parts[0]"),
+    ):
+        with pytest.raises(UsageError) as error:
+            build(Outer, {"name": "a"} | table)
+        assert str(error.value) == f"{path}.steps = -1: expected 0 or more"
+        assert error.value.parameter == f"{path}.steps"
 
 
 def test_set_assignments_are_read_as_toml_and_leave_the_table_alone():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from fourbee.foundation.errors import UsageError
 from fourbee.training.optimizers import OptimizerSettings, build_optimizers, learning_rate_at
 
 
@@ -96,3 +99,26 @@ def test_a_step_of_muon_has_orthogonal_rows_of_the_size_of_adamw_s():
     # Singular values of the step lie around 0.2 sqrt(64): its root mean square is AdamW's 0.2.
     values = torch.linalg.svdvals(rows)
     assert (values / (0.2 * 64**0.5)).min() > 0.6 and (values / (0.2 * 64**0.5)).max() < 1.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate = 0.0: expected above 0"),
+        ({"learning_rate": math.nan}, "learning_rate = nan: expected above 0"),
+        ({"matrix_rate": -1.0}, "matrix_rate = -1.0: expected above 0"),
+        ({"momentum": 1.0}, "momentum = 1.0: expected 0 or more, below 1"),
+        ({"beta1": 1.5}, "beta1 = 1.5: expected 0 or more, below 1"),
+        ({"beta2": -0.1}, "beta2 = -0.1: expected 0 or more, below 1"),
+        ({"epsilon": -1.0}, "epsilon = -1.0: expected at least 0"),
+        ({"weight_decay": math.inf}, "weight_decay = inf: expected at least 0"),
+        ({"clip": -1.0}, "clip = -1.0: expected at least 0"),
+        ({"warmup_updates": -1}, "warmup_updates = -1: expected at least 0"),
+        ({"decay_fraction": 1.5}, "decay_fraction = 1.5: expected a share from 0 to 1"),
+        ({"final_fraction": -0.5}, "final_fraction = -0.5: expected a share from 0 to 1"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(settings, message):
+    with pytest.raises(UsageError) as error:
+        OptimizerSettings(**settings)
+    assert str(error.value) == message

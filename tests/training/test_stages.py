@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,28 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("preference", {"preference": {"beta": -1.0}}, "beta = -1.0"),
         ("reward", {"centring": -1.0}, "centring = -1.0"),
         ("distill", {"on_policy": 2.0}, "on_policy = 2.0"),
+        ("distill", {"sampling_temperature": -1.0}, "sampling_temperature = -1.0"),
+        ("distill", {"distillation": {"beta": 2.0}}, "^distillation.beta = 2.0"),
+        ("grpo", {"temperature": 0}, "temperature = 0.0: expected above 0, as answers have to"),
+        ("grpo", {"policy": {"clip_low": 1.5}}, "^policy.clip_low = 1.5: expected 0 or more"),
+        ("reward", {"margin": math.nan}, "margin = nan: expected at least 0"),
+        ("sft", {"seed": -1}, "seed = -1: expected at least 0"),
+        ("sft", {"threads": -1}, "threads = -1: expected at least 0"),
+        ("sft", {"workers": 0}, "workers = 0: expected at least 1"),
+        ("sft", {"device": "gpu"}, "device = 'gpu': expected cpu or cuda"),
+        ("sft", {"init_from": 3}, "init_from = 3: expected a path, as a string"),
+        ("sft", {"mixture": {"exponent": math.nan}}, "^mixture.exponent = nan: expected a finite"),
+        ("sft", {"model": {"hidden_size": 0}}, "^model.hidden_size = 0: expected more than 0"),
+        ("sft", {"samples": {"max_tokens": 0}}, "^samples.max_tokens = 0: expected at least 1"),
+        ("sft", {"validation": {"path": "a", "samples": 0}}, "^validation.samples = 0: expected"),
+        ("sft", {"validation": {"path": "a", "enough": 2}}, "^validation.enough = 2.0: expected"),
+        ("sft", {"guard": {"spike": -1}}, "^guard.spike = -1.0: expected at least 0"),
+        ("sft", {"guard": {"patience": 0}}, "^guard.patience = 0: expected at least 1"),
+        (
+            "sft",
+            {"optimizer": {"learning_rate": 0}},
+            "^optimizer.learning_rate = 0.0: expected above 0",
+        ),
         ("distill", {"tasks": []}, "tasks: expected"),
         ("sft", {"updates": 3, "epochs": 2}, "expected only one of"),
         ("sft", {"lora": {"rank": 0}}, "lora.rank = 0"),
@@ -289,3 +312,8 @@ def test_what_cannot_be_is_one_line(name, changes, message, data, start, tmp_pat
     with pytest.raises(UsageError, match=message) as caught:
         build(STAGES[name][0], table(name, data, start, tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_grpo_without_tasks_is_one_line(data, start, tmp_path):
+    with pytest.raises(UsageError, match="data: expected at least one file of tasks"):
+        build(STAGES["grpo"][0], table("grpo", data, start, tmp_path) | {"data": []})
