@@ -6,7 +6,7 @@ Frozen and checked when it is made: UsageError names the key, its value and what
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -153,9 +153,24 @@ class TrainRecipe:
             if not torch.cuda.is_available():
                 raise UsageError(f"device = {self.device!r}: no CUDA device here; expected 'cpu'")
 
+    def expect_paths(self) -> None:
+        """UsageError for the first path that is not there; the output may be anywhere."""
+        _expect_paths(self, "")
+
     @property
     def tokenizer_folder(self) -> Path:
         """Where tokenizer and chat template lie: of its own key, or beside the first weights."""
         folder = self.tokenizer or self.init_from
         assert folder is not None
         return folder
+
+
+def _expect_paths(value: object, key: str) -> None:
+    if isinstance(value, Path) and key != "output" and not value.exists():
+        raise UsageError(f"{key} = {value}: no such file or folder")
+    if is_dataclass(value):
+        for name, inner in vars(value).items():
+            _expect_paths(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, tuple):
+        for index, inner in enumerate(value):
+            _expect_paths(inner, f"{key}[{index}]")

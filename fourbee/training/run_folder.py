@@ -38,7 +38,12 @@ def own_run(stage: str, recipe: TrainRecipe) -> Iterator[None]:
     folder's checkpoints were made with. The lock of a process that was killed is gone with it.
     """
     run = recipe.output
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"output = {run}: {error.strerror}: expected a folder, or where one can be made"
+        ) from None
     owner, lock = run / "owner.pid", FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -64,6 +64,7 @@ class Trainer:
         self.reporter = reporter
         with own_run(name, recipe):  # refused before data and weights are read
             pass
+        recipe.expect_paths()
         keep_freed_memory()
         if recipe.threads:
             torch.set_num_threads(recipe.threads)

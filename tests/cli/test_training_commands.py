@@ -207,10 +207,8 @@ def test_training_without_its_data_is_one_line(fourbee, tmp_path, model, stage):
     path = tmp_path / "recipe.toml"
     path.write_text(PRETRAIN.replace("{folder}", str(tmp_path)))
     outcome = fourbee("train", stage, path, "--set", f"tokenizer={model}")
-    assert outcome.code == 3
-    assert (
-        outcome.err.splitlines()[-1] == f"fourbee: data {tmp_path}/data/train.jsonl: no such file"
-    )
+    missing = f"data[0].path = {tmp_path}/data/train.jsonl: no such file or folder"
+    assert (outcome.code, outcome.err) == (2, f"fourbee: {missing}\n")
 
 
 def test_training_without_torch_says_what_to_install(fourbee, folder, monkeypatch):

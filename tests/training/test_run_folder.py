@@ -69,6 +69,12 @@ def test_a_second_process_is_refused_until_the_first_is_killed(recipe, tmp_path)
     assert not (recipe.output / "owner.pid").exists()
 
 
+def test_an_output_that_can_be_no_folder_is_one_line(recipe, data_file):
+    assert refusal(replace(recipe, output=data_file)) == (
+        f"output = {data_file}: File exists: expected a folder, or where one can be made"
+    )
+
+
 def test_the_same_recipe_goes_on(begun):
     with own_run("sft", begun):
         assert (begun.output / "recipe.json").is_file()

@@ -314,6 +314,24 @@ def test_what_cannot_be_is_one_line(name, changes, message, data, start, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sft", "init_from"), ("sft", "tokenizer"), ("sft", "init_adapter_from"),
+        ("sft", "data[0].path"), ("sft", "validation.path"), ("grpo", "reward_model"),
+        ("distill", "teacher"), ("distill", "tasks[0].path"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_named_by_its_key(name, key, data, start, tmp_path):
+    absent = str(tmp_path / "absent")
+    first, _, inner = key.replace("[0]", "").partition(".")
+    value: Any = {inner: absent} if inner else absent
+    settings = table(name, data, start, tmp_path / "run", lora=LORA)
+    with pytest.raises(UsageError) as caught:
+        run(name, settings | {first: [value] if "[0]" in key else value}, Silent())
+    assert str(caught.value) == f"{key} = {absent}: no such file or folder"
+
+
 def test_grpo_without_tasks_is_one_line(data, start, tmp_path):
     with pytest.raises(UsageError, match="data: expected at least one file of tasks"):
         build(STAGES["grpo"][0], table("grpo", data, start, tmp_path) | {"data": []})
