@@ -114,6 +114,10 @@ class Tokenizer:
             )
         return found
 
+    def tokens(self) -> dict[int, str]:
+        """Every id's token as the vocabulary writes it."""
+        return {id: token for token, id in self._backend.get_vocab(True).items()}
+
     def piece(self, token_id: int) -> bytes:
         """The bytes that a token stands for, perhaps part of a character.
 

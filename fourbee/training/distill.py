@@ -136,5 +136,6 @@ def _load_teacher(folder: Path, student: Learner) -> Learner:
     """A frozen network of its own shape. UsageError for another tokenizer than the student's."""
     model = TrainableQwen3(Qwen3Config.load(folder))
     initial_weights(model, folder)
+    student.expect_same_tokenizer("teacher", folder, model)
     model.requires_grad_(False).to(student.ops.device)
     return Learner(model, student.ops, student.tokenizer)

@@ -7,10 +7,12 @@ before its first update. It makes no update itself.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES
@@ -41,7 +43,31 @@ class Learner:
         tokenizer = Tokenizer.load(recipe.tokenizer_folder)
         model = _network(recipe, scored, tokenizer.vocab_size)
         model.run_block = recomputed_block if recipe.checkpointing else None
-        return cls(model.to(recipe.device), ops, tokenizer)
+        learner = cls(model.to(recipe.device), ops, tokenizer)
+        if recipe.init_from is not None:
+            learner.expect_same_tokenizer("init_from", recipe.init_from, model)
+        return learner
+
+    def expect_same_tokenizer(self, key: str, folder: Path, model: TrainableQwen3) -> None:
+        """UsageError where the model of `folder` was not trained on this tokenizer's ids.
+
+        A part of its vocabulary, or one with more tokens, is the same tokenizer.
+        """
+        rows, wanted = model.config.vocab_size, self.model.config.vocab_size
+        if rows != wanted or rows < self.tokenizer.vocab_size:
+            raise UsageError(
+                f"{key} = {folder}: {rows:,} vocabulary entries, expected "
+                f"{max(wanted, self.tokenizer.vocab_size):,}, as of the run's own tokenizer"
+            )
+        if not (folder / "tokenizer.json").is_file():
+            return
+        ours = self.tokenizer.tokens()
+        for token_id, token in sorted(Tokenizer.load(folder).tokens().items()):
+            if ours.get(token_id, token) != token:
+                raise UsageError(
+                    f"{key} = {folder}: token {token_id} is {token!r} there, and "
+                    f"{ours[token_id]!r} in the run's tokenizer; expected the same tokenizer"
+                )
 
     @property
     def head(self) -> Linear:

@@ -104,12 +104,7 @@ class Scorer:
     def load(cls, folder: Path, policy: Learner) -> Scorer:
         """The reward model of `folder`. UsageError for another tokenizer than the policy's."""
         learner = Learner(load_reward_model(folder), policy.ops, policy.tokenizer)
-        sizes = learner.model.config.vocab_size, policy.model.config.vocab_size
-        if sizes[0] != sizes[1]:
-            raise UsageError(
-                f"reward_model {folder}: {sizes[0]:,} vocabulary entries, the policy has "
-                f"{sizes[1]:,}: expected a reward model with the policy's tokenizer"
-            )
+        policy.expect_same_tokenizer("reward_model", folder, learner.model)
         learner.model.to(policy.ops.device)
         return cls(learner)
 

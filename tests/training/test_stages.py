@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.foundation.settings import build
+from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
+from fourbee.text.tokenizer import Tokenizer
 from fourbee.training import grpo, policy_losses
 from fourbee.training.policy_losses import k3
+from fourbee.training.tokenizer import chat_template
 
 from .conftest import SilentReporter
 from .stages import SHAPE, STAGES, run, table, write_data
@@ -330,6 +333,48 @@ def test_a_path_that_is_not_there_is_named_by_its_key(name, key, data, start, tm
     with pytest.raises(UsageError) as caught:
         run(name, settings | {first: [value] if "[0]" in key else value}, Silent())
     assert str(caught.value) == f"{key} = {absent}: no such file or folder"
+
+
+@pytest.fixture(scope="session")
+def foreign(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose ids are other tokens than those of the tests' own."""
+    folder = tmp_path_factory.mktemp("foreign")
+    texts = [f"{index} times {index * 7919}" for index in range(500)]
+    save_tokenizer(folder, train_bpe(texts, 320, QWEN_CONTROL_TOKENS), chat_template())
+    return folder
+
+
+@pytest.mark.parametrize("key", ["init_from", "reward_model", "teacher"])
+def test_a_model_of_another_tokenizer_is_refused(key, data, start, foreign, tmp_path):
+    name = {"init_from": "sft", "reward_model": "grpo", "teacher": "distill"}[key]
+    model = start
+    if key == "reward_model":
+        model = run("reward", table("reward", data, start, tmp_path / "reward"), Silent())
+    settings = table(name, data, start, tmp_path / "run") | {key: str(model)}
+    if key != "init_from":  # else two would be wrong
+        del settings["init_from"]
+        settings["model"] = SHAPE
+    with pytest.raises(UsageError) as caught:
+        run(name, settings | {"tokenizer": str(foreign)}, Silent())
+    ours, theirs = Tokenizer.load(start).tokens(), Tokenizer.load(foreign).tokens()
+    first = min(index for index in ours if ours[index] != theirs.get(index, ours[index]))
+    assert str(caught.value) == (
+        f"{key} = {model}: token {first} is {ours[first]!r} there, and {theirs[first]!r} in the "
+        "run's tokenizer; expected the same tokenizer"
+    )
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(
+    data, start, embedded_model, tmp_path
+):
+    size = Tokenizer.load(embedded_model).vocab_size
+    settings = table("sft", data, start, tmp_path / "run", tokenizer=str(embedded_model))
+    with pytest.raises(UsageError) as caught:
+        run("sft", settings, Silent())
+    assert str(caught.value) == (
+        f"init_from = {start}: 384 vocabulary entries, expected {size:,}, as of the run's own "
+        "tokenizer"
+    )
 
 
 def test_grpo_without_tasks_is_one_line(data, start, tmp_path):
