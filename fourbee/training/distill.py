@@ -70,7 +70,7 @@ class DistillStage:
             self.plan = planned(recipe, "assistant", learner, reporter)
         self.tasks: Tasks | None = None
         if recipe.on_policy > 0:
-            self.tasks = Tasks.load(recipe.tasks, learner.tokenizer, reporter.preparing)
+            self.tasks = Tasks.load(recipe.tasks, learner, recipe.max_tokens, reporter.preparing)
             self.engine = RolloutEngine(learner)
 
     @property

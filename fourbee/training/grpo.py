@@ -191,7 +191,7 @@ class GrpoStage:
         """Tasks that every reward can score."""
 
         return Tasks.load(
-            sources, self.learner.tokenizer, reporter.preparing, most,
+            sources, self.learner, self.recipe.max_tokens, reporter.preparing, most,
             lambda task: self.rewards.score([""], [task]),
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from fourbee.engine.engine import Engine
 from fourbee.engine.request import Finished, Request, TokenGenerated
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import EngineSettings
-from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.kernels.backends import open_operations
 from fourbee.model.packing import TABLES
 from fourbee.model.weights import weights_tree
@@ -25,7 +25,7 @@ from fourbee.text.chat_format import ChatFormat
 from fourbee.training.learner import Learner
 from fourbee.training.recipe import Samples
 from fourbee.training.samples import Document
-from fourbee.training.tasks import Task
+from fourbee.training.tasks import Task, refuse_long
 
 # Rows of a step beyond one for each answer: prompts are read beside them.
 _PROMPT_ROWS = 2048
@@ -136,7 +136,7 @@ def sample_texts(learner: Learner, samples: Samples) -> list[dict[str, Any]]:
     """What the network answers, greedily, to each prompt of a recipe."""
     engine = RolloutEngine(learner)
     params = SamplingParams(temperature=0, max_tokens=samples.max_tokens)
-    prompts = [encode_prompt(learner, prompt, samples.chat) for prompt in samples.prompts]
+    prompts = encode_prompts(learner, samples)
     rollouts = engine.write(prompts, [params] * len(prompts))
     return [
         {"prompt": prompt, "text": engine.text(rollout), "finished": rollout.finished}
@@ -144,7 +144,18 @@ def sample_texts(learner: Learner, samples: Samples) -> list[dict[str, Any]]:
     ]
 
 
-def encode_prompt(learner: Learner, prompt: str, chat: bool) -> list[int]:
+def encode_prompts(learner: Learner, samples: Samples) -> list[list[int]]:
+    """The prompts of a recipe as tokens. UsageError for one that no answer fits to."""
+    prompts = [_encode_prompt(learner, prompt, samples.chat) for prompt in samples.prompts]
+    for index, ids in enumerate(prompts):
+        try:
+            refuse_long(ids, samples.max_tokens, learner)
+        except TrainingError as error:
+            raise UsageError(f"samples.prompts[{index}]: {error}") from None
+    return prompts
+
+
+def _encode_prompt(learner: Learner, prompt: str, chat: bool) -> list[int]:
     """A user's words as the chat template asks for an answer to them, or a text to go on with."""
     if not chat:
         return learner.tokenizer.encode(prompt, control_tokens=True)

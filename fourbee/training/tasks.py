@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fourbee.foundation.errors import TrainingError
 from fourbee.text.chat_format import ChatFormat
-from fourbee.text.tokenizer import Tokenizer
+from fourbee.training.learner import Learner
 from fourbee.training.samples import encode
 from fourbee.training.sources import Sample, Source, Told, good_samples
 
@@ -32,16 +33,21 @@ class Tasks:
     def load(
         cls,
         sources: Sequence[Source],
-        tokenizer: Tokenizer,
+        learner: Learner,
+        max_tokens: int,
         told: Told,
         most: int | None = None,
         check: Callable[[Task], object] = lambda _: None,
     ) -> Tasks:
-        """The first `most` samples of each source, as `good_samples`; `check` refuses others."""
-        chat = ChatFormat(tokenizer)
+        """The first `most` samples of each source, as `good_samples`; `check` refuses others.
+
+        Bad is also one whose answer of `max_tokens` has no place in the network's positions.
+        """
+        tokenizer, chat = learner.tokenizer, ChatFormat(learner.tokenizer)
 
         def make(sample: Sample) -> Task:
             ((ids, _),) = encode(sample, "prompt", tokenizer, chat).documents
+            refuse_long(ids, max_tokens, learner)
             task = Task(tuple(ids), sample)
             check(task)
             return task
@@ -57,3 +63,13 @@ class Tasks:
             for epoch in range(first // size, (stop - 1) // size + 1)
         }
         return [self.tasks[orders[place // size][place % size]] for place in range(first, stop)]
+
+
+def refuse_long(ids: Sequence[int], max_tokens: int, learner: Learner) -> None:
+    """TrainingError for a prompt that is empty, or to which no whole answer fits."""
+    positions = learner.model.config.max_position_embeddings
+    if not 0 < len(ids) <= positions - max_tokens:
+        raise TrainingError(
+            f"prompt of {len(ids)} tokens: expected at least 1, and with max_tokens = {max_tokens} "
+            f"at most the model's {positions} positions"
+        )

@@ -24,7 +24,7 @@ from fourbee.training.environment import write_environment
 from fourbee.training.learner import Learner
 from fourbee.training.optimizers import build_optimizers, learning_rate_at
 from fourbee.training.recipe import TrainRecipe
-from fourbee.training.rollouts import sample_texts
+from fourbee.training.rollouts import encode_prompts, sample_texts
 from fourbee.training.run_folder import own_run
 from fourbee.training.run_log import Log, open_log
 from fourbee.training.spike_guard import SpikeGuard
@@ -69,6 +69,7 @@ class Trainer:
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         self.learner = Learner.from_recipe(recipe, scored)
+        encode_prompts(self.learner, recipe.samples)  # refused now, not at the first validation
         self.stage = build(self.learner, reporter)
         self.total = self.stage.updates
         self.parameters = self.learner.model.trained_tensors()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ FOUND = {
 }
 
 
+ROOM = "expected at least 1, and with max_tokens = 5 at most the model's 128 positions"
+
+
 def spoiled(file: Path, folder: Path, bad: str = "") -> Path:
     """A copy whose second line is bad."""
     first, *rest = file.read_text().splitlines(keepends=True)
@@ -156,6 +160,8 @@ def test_a_bad_line_of_a_held_out_file_is_named_or_skipped(name, data, start, tm
     ("bad", "reason"),
     [
         ("", FOUND["tasks"]),
+        ('{"prompt": "", "answer": "2"}', f"prompt of 0 tokens: {ROOM}"),
+        (json.dumps({"prompt": "1" * 124}), f"prompt of 124 tokens: {ROOM}"),
         ('{"prompt": "1+1", "answer": 2}', "answer is 2; expected a string"),
         ('{"prompt": "1+1", "answer": "2", "x": NaN}', "x is nan; expected a finite number"),
     ],
@@ -374,6 +380,19 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(
     assert str(caught.value) == (
         f"init_from = {start}: 384 vocabulary entries, expected {size:,}, as of the run's own "
         "tokenizer"
+    )
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [("", 0), ("1" * 65, 65)])
+def test_a_prompt_to_sample_is_refused_before_the_first_update(
+    prompt, tokens, data, start, tmp_path
+):
+    samples = {"prompts": ["1+1", prompt], "chat": False}
+    with pytest.raises(UsageError) as caught:
+        run("sft", table("sft", data, start, tmp_path / "run", samples=samples), Silent())
+    assert str(caught.value) == (
+        f"samples.prompts[1]: prompt of {tokens} tokens: expected at least 1, and with "
+        "max_tokens = 64 at most the model's 128 positions"
     )
 
 
