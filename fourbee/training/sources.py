@@ -119,7 +119,7 @@ def good_samples(
     return found
 
 
-def no_samples(source: Source, skipped: int) -> TrainingError:
+def no_samples(source: Source, skipped: int = 0) -> TrainingError:
     """The error of a source without a good sample."""
     bad = f" but {skipped} bad ones" if skipped else ""
     return TrainingError(f"{source.path}: holds no samples{bad}")

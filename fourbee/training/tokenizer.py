@@ -9,10 +9,13 @@ from importlib import resources
 from pathlib import Path
 
 import fourbee.text
+from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.text.chat_template import ChatTemplate
+from fourbee.training.checks import at_least
 from fourbee.training.generators.lexicon import han_characters
-from fourbee.training.sources import Source, read_samples
+from fourbee.training.samples import check_messages
+from fourbee.training.sources import Sample, Source, no_samples, read_samples
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class TokenizerRecipe:
     context_length: int = 2048
     # Greedy by default: what a small model answers best.
     temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "max_samples", "context_length")
+        at_least(0, self, "temperature")
+        if not self.data:
+            raise UsageError("data: expected at least one file of samples")
 
 
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
@@ -58,13 +67,31 @@ def chat_template() -> str:
 
 def _texts(recipe: TokenizerRecipe, template: ChatTemplate) -> Iterator[str]:
     """Samples as they will be read, spread evenly over the files' lines."""
-    lines = [dict(one) for path in recipe.data for _, one in read_samples(Source(path))]
-    for sample in lines[:: max(1, len(lines) // recipe.max_samples)]:
-        if "messages" in sample:
-            yield template.render({"messages": sample["messages"], "tools": sample.get("tools")})
-        else:
-            yield (
-                str(sample.get("text", ""))
-                + sample.get("prompt", "")
-                + sample.get("completion", "")
-            )
+    lines = [one for path in recipe.data for one in _lines(Source(path))]
+    for where, sample in lines[:: max(1, len(lines) // recipe.max_samples)]:
+        try:
+            text = _text(sample, template)
+            text.encode()
+        except UnicodeEncodeError:
+            raise TrainingError(f"{where}: holds half of a surrogate pair") from None
+        except FourbeeError as error:
+            raise TrainingError(f"{where}: {error}") from None
+        yield text
+
+
+def _lines(source: Source) -> list[tuple[str, Sample]]:
+    lines = list(read_samples(source))
+    if not lines:
+        raise no_samples(source)
+    return lines
+
+
+def _text(sample: Sample, template: ChatTemplate) -> str:
+    """A conversation as its template writes it, or raw text."""
+    if "messages" in sample:
+        check_messages(sample["messages"], answered=None)
+        return template.render({"messages": sample["messages"], "tools": sample.get("tools")})
+    parts = [sample[key] for key in ("text", "prompt", "completion") if key in sample]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise TrainingError("expected messages, or strings: text, or prompt and completion")
+    return "".join(parts)

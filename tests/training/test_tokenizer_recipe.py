@@ -114,6 +114,46 @@ def test_what_the_recipe_lacks_is_one_line(tmp_path):
     with pytest.raises(TrainingError) as missing:
         train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,)))
     assert str(missing.value) == f"data {data}: no such file"
+    data.write_text("")
+    with pytest.raises(TrainingError) as empty:
+        train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,)))
+    assert str(empty.value) == f"{data}: holds no samples"
     data.write_text('{"text": "a"}\n')
     with pytest.raises(UsageError, match=r"^vocab_size 300 is too small: 256 bytes, "):
         train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,), vocab_size=300))
+
+
+FORMS = "expected messages, or strings: text, or prompt and completion"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": 3}', FORMS),
+        ('{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}', FORMS),
+        ('{"instruction": "a", "output": "b"}', FORMS),
+        ('{"messages": ["a"]}', "messages[0]: expected an object"),
+        ('{"text": "\\ud800"}', "holds half of a surrogate pair"),
+    ],
+)
+def test_a_sample_that_cannot_be_read_is_named_by_its_line(tmp_path, line, reason):
+    data = tmp_path / "data.jsonl"
+    data.write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(TrainingError) as error:
+        train_tokenizer(TokenizerRecipe(tmp_path / "out", (data,), vocab_size=300, han=False))
+    assert str(error.value) == f"{data}:2: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": ()}, "data: expected at least one file of samples"),
+        ({"max_samples": 0}, "max_samples = 0: expected at least 1"),
+        ({"context_length": -1}, "context_length = -1: expected at least 1"),
+        ({"temperature": -1.0}, "temperature = -1.0: expected at least 0"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(settings, message):
+    with pytest.raises(UsageError) as error:
+        TokenizerRecipe(**{"output": Path("out"), "data": (Path("a.jsonl"),)} | settings)
+    assert str(error.value) == message
