@@ -44,6 +44,11 @@ class Tasks:
         Bad is also one whose answer of `max_tokens` has no place in the network's positions.
         """
         tokenizer, chat = learner.tokenizer, ChatFormat(learner.tokenizer)
+        if not any(token_id < tokenizer.vocab_size for token_id in tokenizer.eos_token_ids):
+            raise TrainingError(
+                f"tokenizer: no token ends an answer (eos_token_id = {tokenizer.eos_token_ids}); "
+                "expected eos_token in tokenizer_config.json, or its id in generation_config.json"
+            )
 
         def make(sample: Sample) -> Task:
             ((ids, _),) = encode(sample, "prompt", tokenizer, chat).documents

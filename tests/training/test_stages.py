@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +394,22 @@ def test_a_prompt_to_sample_is_refused_before_the_first_update(
     assert str(caught.value) == (
         f"samples.prompts[1]: prompt of {tokens} tokens: expected at least 1, and with "
         "max_tokens = 64 at most the model's 128 positions"
+    )
+
+
+@pytest.mark.parametrize("name", ["grpo", "distill"])
+def test_answers_need_a_token_that_ends_them(name, data, start, tmp_path):
+    own = shutil.copytree(start, tmp_path / "own")
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (own / "tokenizer_config.json").write_text(json.dumps(config))
+    (own / "generation_config.json").unlink(missing_ok=True)
+    changes = {"on_policy": 1.0} if name == "distill" else {}
+    with pytest.raises(TrainingError) as caught:
+        run(name, table(name, data, own, tmp_path / "run", **changes), Silent())
+    assert str(caught.value) == (
+        "tokenizer: no token ends an answer (eos_token_id = ()); expected eos_token in "
+        "tokenizer_config.json, or its id in generation_config.json"
     )
 
 
