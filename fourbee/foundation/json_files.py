@@ -10,11 +10,15 @@ from fourbee.foundation.errors import ModelFileError
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What the text says; JSONDecodeError also for what is nested too deeply for Python to read."""
+    """What the text says; JSONDecodeError also for what is too deep or too long for Python."""
     try:
         return json.loads(text)
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise
+        raise json.JSONDecodeError("a number of too many digits", "", 0) from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class PreferenceStage(DataStage):
         baseline = None if self.reference is None else self._baseline(self.held_out, pieces)
         results = [self.loss(part) for part in self.held_out.parts(pieces, baseline)]
         measured = means(results, len(pieces))
-        if not self.form.paired:
+        if not self.form.paired and {"chosen_reward", "rejected_reward"} <= measured.keys():
             measured["margin"] = measured["chosen_reward"] - measured["rejected_reward"]
         return {"held_out": measured}
 

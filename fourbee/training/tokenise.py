@@ -207,7 +207,10 @@ def _difficulty(sample: Any, tokens: int) -> float:
     value = sample.get("difficulty", tokens)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TrainingError(f"difficulty is {value!r}; expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise TrainingError("difficulty is too large; expected a number") from None
 
 
 def _joined(source: Source, parts: Sequence[Corpus]) -> Corpus:

@@ -10,6 +10,7 @@ from fourbee.foundation.json_files import read_json_object
     ("text", "reason"),
     [
         ("[" * 100_000, "not valid JSON: nested too deeply: line 1 column 1 (char 0)"),
+        ("1" * 5_000, "not valid JSON: a number of too many digits: line 1 column 1 (char 0)"),
         ("{", "not valid JSON: Expecting property name enclosed in double quotes: "
          "line 1 column 2 (char 1)"),
         ("[]", "expected a JSON object"),

@@ -76,6 +76,14 @@ def test_a_text_may_hold_any_line_mark_but_the_line_feed(tmp_path):
         (b"[1]", "expected a JSON object"),
         (b'{"text": "\xff"}', "not UTF-8 text"),
         (b'{"text": "\\ud800"}', "text holds half of a surrogate pair; give valid Unicode"),
+        (
+            b'{"text": "a", "difficulty": 1' + b"0" * 400 + b"}",
+            "difficulty is too large; expected a number",
+        ),
+        (
+            b'{"text": "a", "x": 1' + b"0" * 5000 + b"}",
+            "not valid JSON: a number of too many digits",
+        ),
         (b'{"text": "a", "x": 1e999}', "x is inf; expected a finite number"),
         (b'{"text": "a", "x": NaN}', "x is nan; expected a finite number"),
         (b'{"text": "a", "difficulty": "5"}', "difficulty is '5'; expected a number"),
