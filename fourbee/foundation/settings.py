@@ -44,7 +44,7 @@ def with_overrides(table: Mapping[str, Any], assignments: Iterable[str]) -> dict
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted.strip():
-            raise UsageError(f"--set {assignment}: expected key=value, such as optimizer.lr=0.001")
+            raise UsageError(f"--set {assignment}: expected key=value, such as optimizer.clip=0.5")
         *parents, key = dotted.strip().split(".")
         inner = result
         for parent in parents:

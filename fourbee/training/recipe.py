@@ -55,8 +55,8 @@ class Positions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"positions.{name} = {value}: expected more than 0")
+            if value is not None and not 1 <= value < math.inf:
+                raise UsageError(f"positions.{name} = {value}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         at_least(1, self, "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
-        at_least(0, self, "seed", "threads")
+        expect(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2**63")
+        expect(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
         if self.tokenizer is None and self.init_from is None:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
         if self.lora is not None and self.init_from is None:

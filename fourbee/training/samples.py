@@ -138,7 +138,8 @@ def encode_prompt(sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFor
         raise _wrong_form(sample, "prompt")
     if isinstance(prompt, str):
         return _encode_raw(prompt, tokenizer, end=False)
-    check_messages(prompt, answered=False)
+    where = "messages" if form == "conversation" else "prompt"
+    check_messages(prompt, answered=False, where=where)
     return chat.encode(prompt, _tools(sample))
 
 

@@ -216,7 +216,7 @@ def test_a_recipe_that_is_not_toml_is_one_line(fourbee, tmp_path):
         ("epochs=0", "epochs = 0: expected at least 1"),
         ("shuffle=1", "shuffle = 1: expected true or false"),
         ("precision=float33", "precision = 'float33': expected one of float32, bfloat16 "),
-        ("epochs", "--set epochs: expected key=value, such as optimizer.lr=0.001"),
+        ("epochs", "--set epochs: expected key=value, such as optimizer.clip=0.5"),
         ("epochs.x=1", "unknown key 'epochs.x'"),
     ],
 )

@@ -88,7 +88,7 @@ def test_set_assignments_are_read_as_toml_and_leave_the_table_alone():
 
 
 def test_a_set_without_equals_sign_names_the_right_form():
-    with pytest.raises(UsageError, match=r"--set rate: expected key=value, such as optimizer.lr"):
+    with pytest.raises(UsageError, match=r"--set rate: expected key=value, such as optimizer.clip"):
         with_overrides({}, ["rate"])
 
 

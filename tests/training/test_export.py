@@ -203,7 +203,7 @@ def test_other_positions_hold_from_the_start_and_are_written(start, tmp_path):
 
 
 def test_positions_out_of_range_or_without_a_model_are_one_line(start):
-    with pytest.raises(UsageError, match=r"positions.rope_theta = -1: expected more than 0"):
+    with pytest.raises(UsageError, match=r"positions.rope_theta = -1: expected at least 1"):
         Positions(rope_theta=-1)
     with pytest.raises(UsageError, match="positions without init_from: expected them in"):
         replace(start, positions=Positions(rope_theta=5e6))

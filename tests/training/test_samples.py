@@ -202,7 +202,7 @@ KEYS = "expected one of the keys messages, completion, text"
          "label is 'yes'; expected true or false"),
         ("prompt", {"prompt": "a", "answer": 4}, "answer is 4; expected a string"),
         ("prompt", {"prompt": [ASKS, ANSWERS], "answer": "4"},
-         "messages: the last message is the assistant's; expected what the assistant is to answer"),
+         "prompt: the last message is the assistant's; expected what the assistant is to answer"),
     ],
 )  # fmt: skip
 def test_a_bad_sample_is_one_line(tokenizer, chat, loss, sample, reason):

@@ -295,8 +295,10 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("grpo", {"temperature": 0}, "temperature = 0.0: expected above 0, as answers have to"),
         ("grpo", {"policy": {"clip_low": 1.5}}, "^policy.clip_low = 1.5: expected 0 or more"),
         ("reward", {"margin": math.nan}, "margin = nan: expected at least 0"),
-        ("sft", {"seed": -1}, "seed = -1: expected at least 0"),
-        ("sft", {"threads": -1}, "threads = -1: expected at least 0"),
+        ("sft", {"seed": -1}, "seed = -1: expected 0 or more, below"),
+        ("sft", {"seed": 2**63}, "seed = 9223372036854775808: expected 0 or more, below"),
+        ("sft", {"threads": -1}, "threads = -1: expected 0 to 1024"),
+        ("sft", {"threads": 10**6}, "threads = 1000000: expected 0 to 1024"),
         ("sft", {"workers": 0}, "workers = 0: expected at least 1"),
         ("sft", {"device": "gpu"}, "device = 'gpu': expected cpu or cuda"),
         ("sft", {"init_from": 3}, "init_from = 3: expected a path, as a string"),
@@ -411,6 +413,17 @@ def test_answers_need_a_token_that_ends_them(name, data, start, tmp_path):
         "tokenizer: no token ends an answer (eos_token_id = ()); expected eos_token in "
         "tokenizer_config.json, or its id in generation_config.json"
     )
+
+
+def test_held_out_answers_may_all_be_good(data, start, tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "1+1", "completion": "2", "label": true}\n')
+    reporter = Silent()
+    settings = table("kto", data, start, tmp_path / "run", updates=1)
+    run("kto", settings | {"validation": {"path": str(good)}}, reporter)
+    measured = reporter.validations[-1]["held_out"]
+    assert "chosen_reward" in measured
+    assert "margin" not in measured
 
 
 def test_grpo_without_tasks_is_one_line(data, start, tmp_path):
