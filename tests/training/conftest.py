@@ -15,6 +15,8 @@ from fourbee.training.sources import Source
 from fourbee.training.text import TextRecipe
 from fourbee.training.tokenizer import chat_template
 
+from .stages import SHAPE, run, table, write_data
+
 WORDS = "red blue green one two three four cat dog house tree river".split()
 
 
@@ -80,4 +82,19 @@ def recipe(tmp_path: Path, data_file: Path, tokenizer_folder: Path) -> TextRecip
         precision="float32",
         checkpoint_every=5,
         threads=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("abacus"))
+
+
+@pytest.fixture(scope="session")
+def start(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A model that has seen a few sums."""
+    settings = table("sft", data, Path(), tmp_path_factory.mktemp("start"), updates=30)
+    del settings["init_from"]
+    return run(
+        "sft", settings | {"tokenizer": str(tokenizer_folder), "model": SHAPE}, SilentReporter()
     )

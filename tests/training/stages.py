@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,15 @@ def run(name: str, settings: dict[str, Any], reporter: Any) -> Path:
     """Builds the recipe and runs the stage."""
     kind, stage = STAGES[name]
     return stage(build(kind, settings), reporter)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process in the middle of a run."""
+
+
+def digests(run_folder: Path) -> dict[str, str]:
+    """sha256 of the last checkpoint's weights and optimizer, and of the exported weights."""
+    last = max(path for path in run_folder.glob("update-*") if path.is_dir())
+    files = [last / "model.safetensors", last / "optimizer.safetensors"]
+    files.append(run_folder / "model" / "model.safetensors")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -22,20 +21,7 @@ from fourbee.training.policy_losses import k3
 from fourbee.training.tokenizer import chat_template
 
 from .conftest import SilentReporter
-from .stages import SHAPE, STAGES, run, table, write_data
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("abacus"))
-
-
-@pytest.fixture(scope="session")
-def start(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    """A model that has seen a few sums."""
-    settings = table("sft", data, Path(), tmp_path_factory.mktemp("start"), updates=30)
-    del settings["init_from"]
-    return run("sft", settings | {"tokenizer": str(tokenizer_folder), "model": SHAPE}, Silent())
+from .stages import SHAPE, STAGES, Killed, digests, run, table
 
 
 @pytest.fixture(scope="session")
@@ -45,18 +31,6 @@ def teacher(data: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 Silent = SilentReporter
-
-
-class Killed(BaseException):
-    """Stands for the end of the process in the middle of a run."""
-
-
-def digests(run_folder: Path) -> dict[str, str]:
-    """sha256 of the last checkpoint's weights and optimizer, and of the exported weights."""
-    last = max(path for path in run_folder.glob("update-*") if path.is_dir())
-    files = [last / "model.safetensors", last / "optimizer.safetensors"]
-    files.append(run_folder / "model" / "model.safetensors")
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, 5])

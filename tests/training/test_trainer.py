@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,19 +20,7 @@ from fourbee.training.text import TextStage
 from fourbee.training.trainer import Trainer
 
 from .conftest import SilentReporter
-
-
-def digests(run: Path) -> dict[str, str]:
-    """sha256 of the last checkpoint's weights and optimizer, and of the exported model."""
-    last = max(path for path in run.glob("update-*") if path.is_dir())
-    names = ("model.safetensors", "optimizer.safetensors")
-    return {name: hashlib.sha256((last / name).read_bytes()).hexdigest() for name in names} | {
-        "exported": hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
-    }
-
-
-class Killed(BaseException):
-    """Stands for the end of the process in the middle of a run."""
+from .stages import Killed, digests
 
 
 @pytest.mark.parametrize("killed_after", [1, 7, 10])
@@ -163,44 +146,3 @@ def test_a_damaged_checkpoint_is_one_line(recipe):
 def test_settings_out_of_range_are_refused(recipe, name):
     with pytest.raises(UsageError, match=f"{name} = 0: expected at least 1"):
         replace(recipe, **{name: 0})
-
-
-def test_kill_minus_nine_leaves_a_run_that_resumes_to_the_same_bits(recipe, tmp_path):
-    """The real thing: another process, killed by the system at an arbitrary moment."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sys
-            from pathlib import Path
-            from fourbee.foundation.settings import build
-            from fourbee.training.pretrain import pretrain
-            from fourbee.training.text import TextRecipe
-
-            class Reporter:
-                def preparing(self, message): pass
-                def validation(self, record): pass
-                def update(self, done, total, record): print(done, flush=True)
-
-            table = dict(
-                output=sys.argv[1], data=[{str(recipe.data[0].path)!r}],
-                tokenizer={str(recipe.tokenizer)!r}, tokens_per_update=200, epochs=2,
-                checkpoint_every=2, threads=1, precision="float32",
-                model=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                           num_attention_heads=2, num_key_value_heads=1, head_dim=32,
-                           max_position_embeddings=256),
-            )
-            pretrain(build(TextRecipe, table), Reporter())
-            """
-        )
-    )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, script, whole], check=True, capture_output=True)
-    with subprocess.Popen([sys.executable, script, killed], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) == 7:
-                process.kill()
-                break
-    subprocess.run([sys.executable, script, killed], check=True, capture_output=True)
-    assert digests(killed) == digests(whole)
