@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,33 @@ def table(results: Results) -> str:
         cells += [f"{by[names[0]].median / by[peer].median:.2f}" for peer in peers]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def stages_table(found: Mapping[str, Any]) -> str:
+    """Means over seeds with 95% intervals; what is measured by update as a table of its own."""
+    lines = ["| | mean | 95% interval | seeds |", "|---|---|---|---|"]
+    courses = []
+    for name, value in _named(found, ""):
+        if isinstance(value, list):
+            heads = list(value[0])
+            courses += ["", f"{name}:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+            courses += [f"| {' | '.join(f'{one[key]:.4g}' for key in heads)} |" for one in value]
+        elif isinstance(value, Mapping):
+            values = ", ".join(f"{one:.4g}" for one in value["values"])
+            half = value["half_width_95"]
+            lines.append(f"| {name} | {value['mean']:.4g} | ± {half:.2g} | {values} |")
+        else:
+            lines.append(f"| {name} | {value:.4g} | | |")
+    return "\n".join(lines + courses) + "\n"
+
+
+def _named(found: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    """The measures of an experiment by their whole names."""
+    for name, value in found.items():
+        if isinstance(value, Mapping) and "values" not in value:
+            yield from _named(value, f"{before}{name}: ")
+        else:
+            yield f"{before}{name}", value
 
 
 def outside_table(found: Sequence[Outside]) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fourbee.engine.llm import LLM
 from fourbee.engine.sampling import SamplingParams
+from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import build, read_toml
 from fourbee.training.generators.abacus import AbacusRecipe, write_abacus
 from fourbee.training.pretrain import pretrain
@@ -37,29 +37,43 @@ _T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 class Bench:
     """The data of abacus in a folder, and its recipes with what a bench changes in them."""
 
-    def __init__(self, recipes: Path, folder: Path, threads: int, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipes: Path,
+        folder: Path,
+        threads: int,
+        reporter: Reporter,
+        texts: Mapping[str, Path] | None = None,  # by language
+    ) -> None:
         self.recipes = recipes
         self.folder = folder
         self.threads = threads
         self.reporter = reporter
+        self.texts = texts or {}
+        self.shown: list[Path] = []  # the runs that a report of the experiment draws
         self.data = folder / "data"
-        if not (self.data / "tasks.jsonl").is_file():
-            write_abacus(
-                build(AbacusRecipe, read_toml(recipes / "data.toml") | {"output": str(self.data)})
+
+    def prepare(self) -> None:
+        """Writes data and tokenizer, once."""
+        if (self.folder / "tokenizer" / "tokenizer.json").is_file():
+            return
+        write_abacus(
+            build(AbacusRecipe, read_toml(self.recipes / "data.toml") | {"output": str(self.data)})
+        )
+        conversations = self.data / "conversations.jsonl"
+        train_tokenizer(
+            TokenizerRecipe(
+                self.folder / "tokenizer", (conversations,), vocab_size=384, han=False,
+                context_length=128,
             )
-            conversations = self.data / "conversations.jsonl"
-            train_tokenizer(
-                TokenizerRecipe(
-                    folder / "tokenizer", (conversations,), vocab_size=384, han=False,
-                    context_length=128,
-                )
-            )  # fmt: skip
+        )  # fmt: skip
 
     def run(self, recipe: str, name: str, seed: int, **changes: Any) -> Path:
         """Runs a recipe, or takes what an earlier call left; returns the model's folder.
 
         Recipes are named by their stage; what follows a dash tells several of one stage apart.
         """
+        self.prepare()
         kind, train = STAGES[recipe.partition("-")[0]]
         table = read_toml(self.recipes / f"{recipe}.toml")
         output = self.folder / f"{name}-{seed}"
@@ -82,67 +96,105 @@ def from_examples_to_rewards(bench: Bench, seeds: Sequence[int]) -> Results:
     """Exact answers to held-out sums after SFT and after GRPO."""
     before, after, seconds = [], [], []
     for seed in seeds:
-        started = time.monotonic()
         start = bench.run("sft", "sft", seed)
         end = bench.run("grpo", "grpo", seed, init_from=str(start))
-        seconds.append(time.monotonic() - started)
+        bench.shown += [start.parent, end.parent]
+        seconds.append(_most(start.parent, "seconds") + _most(end.parent, "seconds"))
         before.append(last(start.parent, "exact"))
         after.append(last(end.parent, "exact"))
-    return {"sft": spread(before), "grpo": spread(after), "seconds": seconds}
+    return {"sft": spread(before), "grpo": spread(after), "seconds": spread(seconds)}
 
 
 def from_a_reward_model(bench: Bench, seeds: Sequence[int]) -> Results:
-    """Reward, truth and KL during GRPO on a reward model, with a KL term and without."""
-    results: Results = {}
-    for seed in seeds[:1]:
-        start = str(bench.run("sft", "sft", seed))
-        # What judges has to know more than what is judged.
-        master = bench.run("sft", "master", seed, validation={"enough": 0.0}, validate_every=200)
-        judge = bench.run("reward", "reward", seed, init_from=str(master))
-        results["pairs told apart"] = last(judge.parent, "accuracy")
-        for name, weight in (("with KL", 0.05), ("without KL", 0.0)):
-            end = bench.run(
-                "grpo-on-reward", f"grpo-on-reward-{weight}", seed, init_from=start,
-                reward_model=str(judge), policy={"kl_weight": weight},
-            )  # fmt: skip
-            records = [r for r in read_log(end.parent / LOG) if "reward" in r]
-            keys = ("update", "reward_model", "exact", "reference_kl")
-            results[name] = [{key: r[key] for key in keys} for r in records[:: len(records) // 12]]
-            results[f"{name}, held out"] = [
-                {"update": r["validation"]["update"], **r["validation"]["held_out"]}
-                for r in read_log(end.parent / LOG)
-                if "validation" in r
-            ]
+    """Reward, truth and KL during GRPO on a judge, and on one that was trained too little."""
+    # What judges has to know more than what is judged.
+    master = str(bench.run("sft-master", "master", 0))
+    judge = bench.run("reward", "judge", 0, init_from=master)
+    hasty = bench.run("reward", "hasty-judge", 0, init_from=master, updates=100)
+    results: Results = {"pairs told apart": last(judge.parent, "accuracy")}
+    results["pairs told apart by the hasty judge"] = last(hasty.parent, "accuracy")
+    before, after = [], []
+    for seed in seeds:
+        start = bench.run("sft", "sft", seed)
+        end = bench.run(
+            "grpo-on-reward", "judged", seed, init_from=str(start), reward_model=str(judge)
+        )
+        before.append(last(start.parent, "exact"))
+        after.append(last(end.parent, "exact"))
+    results |= {"exact before": spread(before), "exact after": spread(after)}
+    start = bench.run("sft", "sft", 0)
+    for name, model, weight in (
+        ("judged", judge, None),
+        ("judged-without-kl", judge, 0.0),
+        ("hastily-judged", hasty, None),
+        ("hastily-judged-without-kl", hasty, 0.0),
+    ):
+        changes = {} if weight is None else {"policy": {"kl_weight": weight}}
+        end = bench.run(
+            "grpo-on-reward", name, 0, init_from=str(start), reward_model=str(model), **changes
+        )
+        bench.shown.append(end.parent)
+        results[name] = _hacking(end.parent)
     return results
 
 
+def _hacking(run: Path) -> Sequence[Row]:
+    """What the judge says of answers to held-out sums, and the truth, by update; the KL so far."""
+    records, kl, found = read_log(run / LOG), 0.0, []
+    for record in records:
+        kl = record.get("reference_kl", kl)
+        if "validation" in record:
+            measured = record["validation"]["held_out"]
+            kept = {key: measured[key] for key in ("reward_model", "exact", "share")}
+            found.append({"update": record["validation"]["update"], **kept, "reference_kl": kl})
+    return found
+
+
 def from_a_teacher(bench: Bench, seeds: Sequence[int]) -> Results:
-    """On-policy distillation against SFT on the teacher's answers: same start, same tokens."""
-    teacher = bench.run("grpo", "grpo", 0, init_from=str(bench.run("sft", "sft", 0)))
-    answers = bench.folder / "teacher.jsonl"
-    if not answers.is_file():
-        _write_answers(teacher, bench.data / "tasks.jsonl", answers)
-    start_exact, own, examples = [], [], []
-    for seed in seeds:
-        start = bench.run("sft", "student", seed, validation={"enough": 0.3})
-        student = bench.run("distill", "distill", seed, init_from=str(start), teacher=str(teacher))
-        used = next(r["tokens"] for r in reversed(read_log(student.parent / LOG)) if "tokens" in r)
-        optimizer = read_toml(bench.recipes / "distill.toml")["optimizer"]
-        updates = read_toml(bench.recipes / "distill.toml")["updates"]
-        taught = bench.run(
-            "sft", "taught", seed, init_from=str(start), data=[str(answers)], updates=updates,
-            tokens_per_update=round(used / updates), validation={"enough": 0.0},
-            optimizer=optimizer, validate_every=20,
-        )  # fmt: skip
-        start_exact.append(last(start.parent, "exact"))
-        own.append(last(student.parent, "exact"))
-        examples.append(last(taught.parent, "exact"))
-    return {
-        "teacher": last(teacher.parent, "exact"),
-        "start": spread(start_exact),
-        "on-policy distillation": spread(own),
-        "SFT on the teacher's answers": spread(examples),
-    }
+    """On-policy distillation against SFT on the teacher's answers: same start, same tokens.
+
+    One teacher is in doubt (of its answers, sampled, half are right), one is certain.
+    """
+    results: Results = {}
+    for name, changes in (
+        ("doubtful", {"validation": {"enough": 0.6}, "validate_every": 10}),
+        ("certain", {}),
+    ):
+        teacher = bench.run("sft-master", "master" if name == "certain" else name, 0, **changes)
+        answers = bench.folder / f"{name}.jsonl"
+        if not answers.is_file():
+            _write_answers(teacher, bench.data / "tasks.jsonl", answers)
+        starts, own, examples = [], [], []
+        for seed in seeds:
+            start = bench.run("sft", "student", seed, validation={"enough": 0.3})
+            student = bench.run(
+                "distill", f"{name}-distill", seed, init_from=str(start), teacher=str(teacher)
+            )
+            distill = read_toml(bench.recipes / "distill.toml")
+            taught = bench.run(
+                "sft", f"{name}-taught", seed, init_from=str(start), data=[str(answers)],
+                updates=distill["updates"], optimizer=distill["optimizer"],
+                tokens_per_update=math.ceil(_most(student.parent, "tokens") / distill["updates"]),
+                validation={"enough": 0.0}, validate_every=50,
+            )  # fmt: skip
+            bench.shown += [student.parent, taught.parent]
+            starts.append(last(start.parent, "exact"))
+            own.append(last(student.parent, "exact"))
+            examples.append(last(taught.parent, "exact"))
+        gains = [one - other for one, other in zip(own, examples, strict=True)]
+        results[f"{name} teacher"] = {
+            "teacher": last(teacher.parent, "exact"),
+            "start": spread(starts),
+            "on-policy distillation": spread(own),
+            "SFT on the teacher's answers": spread(examples),
+            "difference": spread(gains),
+        }
+    return results
+
+
+def _most(run: Path, key: str) -> float:
+    """The last of a number that grows during a run."""
+    return max(float(record.get(key, 0)) for record in read_log(run / LOG))
 
 
 def with_a_curriculum(bench: Bench, seeds: Sequence[int]) -> Results:
@@ -155,17 +207,20 @@ def with_a_curriculum(bench: Bench, seeds: Sequence[int]) -> Results:
                 "sft", f"order-{name}", seed, curriculum=curriculum, updates=320,
                 validation={"enough": 0.0}, validate_every=80,
             )  # fmt: skip
+            bench.shown.append(end.parent)
             results[name].append(last(end.parent, "exact"))
-    return {name: spread(values) for name, values in results.items()}
+    gains = [one - other for one, other in zip(*results.values(), strict=True)]
+    return {name: spread(values) for name, values in (results | {"difference": gains}).items()}
 
 
-def small_languages(
-    texts: Mapping[str, Path], folder: Path, seeds: Sequence[int], reporter: Reporter
-) -> Results:
+def small_languages(bench: Bench, seeds: Sequence[int]) -> Results:
     """Bits a byte of each language, its texts as they are or small ones given more often.
 
-    `texts`: a file of plain text for each language; the last tenth of each is held out.
+    Of the bench's file of plain text for each language the last tenth is held out. UsageError for fewer than two.
     """
+    if len(bench.texts) < 2:
+        raise UsageError("--text: expected LANGUAGE=FILE at least twice")
+    texts, folder = bench.texts, bench.folder / "languages"
     folder.mkdir(parents=True, exist_ok=True)
     sources, held_out = [], []
     for language, path in texts.items():
@@ -192,8 +247,9 @@ def small_languages(
                 "validation": {"path": str(folder / "held-out.jsonl"), "samples": 10**6},
             })  # fmt: skip
             if not (output / "model" / "config.json").is_file():
-                reporter.preparing(f"{name}, seed {seed}")
-                pretrain(recipe, reporter)
+                bench.reporter.preparing(f"{name}, seed {seed}")
+                pretrain(recipe, bench.reporter)
+            bench.shown.append(output)
             measured = _validations(output)[-1]
             for language in texts:
                 bits[language].append(measured[language]["loss"] / math.log(2))
@@ -219,6 +275,15 @@ _LANGUAGES: Mapping[str, Any] = {
         "max_position_embeddings": 128,
     },
     "optimizer": {"matrices": "muon", "learning_rate": 4e-3, "decay_fraction": 0.5},
+}
+
+
+EXPERIMENTS: Mapping[str, Callable[[Bench, Sequence[int]], Results]] = {
+    "grpo": from_examples_to_rewards,
+    "reward": from_a_reward_model,
+    "distill": from_a_teacher,
+    "curriculum": with_a_curriculum,
+    "languages": small_languages,
 }
 
 

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from fourbee.foundation.errors import UsageError
 
-EXPERIMENTS = ("grpo", "reward", "distill", "curriculum")
-
 
 def stages(
     experiments: Annotated[
         list[str] | None,
-        typer.Argument(help=f"Which of {', '.join(EXPERIMENTS)}, languages; default: the first."),
+        typer.Argument(
+            help="Which of grpo, reward, distill, curriculum, languages; default: all but the last."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ...")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
@@ -31,36 +31,38 @@ def stages(
     output: Annotated[
         Path, typer.Option(help="Where runs are kept; done ones are not repeated.")
     ] = Path("runs/stages"),
+    results: Annotated[
+        Path | None, typer.Option(help="A folder for each experiment's tables, document and plots.")
+    ] = None,
 ) -> None:
     """What each stage of training does to a tiny model that learns sums, with several seeds.
 
     The last line of standard output is one JSON document.
     """
     from fourbee.benchmarks import stages as bench
+    from fourbee.benchmarks.report import described, machine, stages_table
     from fourbee.cli.train import ProgressReporter
+    from fourbee.training.report import write_report
 
-    measures = {
-        "grpo": bench.from_examples_to_rewards,
-        "reward": bench.from_a_reward_model,
-        "distill": bench.from_a_teacher,
-        "curriculum": bench.with_a_curriculum,
-    }
-    chosen = experiments or list(EXPERIMENTS)
+    chosen = experiments or [name for name in bench.EXPERIMENTS if name != "languages"]
     for name in chosen:
-        if name not in (*measures, "languages"):
-            known = ", ".join((*measures, "languages"))
-            raise UsageError(f"experiment {name!r}: expected one of {known}")
-    results: dict[str, Any] = {}
+        if name not in bench.EXPERIMENTS:
+            raise UsageError(f"experiment {name!r}: expected one of {', '.join(bench.EXPERIMENTS)}")
+    found: dict[str, Any] = {}
     with ProgressReporter() as reporter:
         for name in chosen:
-            if name == "languages":
-                folder = output / "languages"
-                results[name] = bench.small_languages(_texts(text), folder, range(seeds), reporter)
-            else:
-                abacus = bench.Bench(recipes, output, threads, reporter)
-                results[name] = measures[name](abacus, range(seeds))
-            _table(name, results[name])
-    typer.echo(json.dumps({"experiment": results, "seeds": seeds, "threads": threads}))
+            one = bench.Bench(recipes, output, threads, reporter, _texts(text))
+            found[name] = bench.EXPERIMENTS[name](one, range(seeds))
+            table = stages_table(found[name])
+            Console(stderr=True).print(f"{name}\n{table}", markup=False)
+            if results:
+                results.mkdir(parents=True, exist_ok=True)
+                about = {"kind": "stages", "shape": name, "seeds": seeds}
+                about |= {"machine": machine() | {"threads": threads}, "results": found[name]}
+                (results / f"stages-{name}.json").write_text(json.dumps(about) + "\n")
+                (results / f"stages-{name}.md").write_text(described(about) + "\n" + table)
+                write_report(one.shown, results / f"stages-{name}.html")
+    typer.echo(json.dumps({"experiment": found, "seeds": seeds, "threads": threads}))
 
 
 def shakespeare(
@@ -124,16 +126,4 @@ def _texts(options: list[str] | None) -> dict[str, Path]:
         if not equals or not Path(path).is_file():
             raise UsageError(f"--text {option}: expected LANGUAGE=FILE of a file that is there")
         texts[language] = Path(path)
-    if len(texts) < 2:
-        raise UsageError("--text: expected LANGUAGE=FILE at least twice")
     return texts
-
-
-def _table(name: str, results: dict[str, Any]) -> None:
-    console = Console(stderr=True)
-    for row, value in results.items():
-        if isinstance(value, dict) and "mean" in value:
-            shown = f"{value['mean']:.4g} ± {value['half_width_95']:.2g}"
-        else:
-            shown = json.dumps(value)
-        console.print(f"{name}  {row}: {shown}")
