@@ -19,7 +19,12 @@ from fourbee.engine.llm import LLM
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "abacus"
 # What a run on two rods needs less of than the recipes' four.
 SHORTER = {
-    "sft": ["updates=400", "validate_every=5", "validation.enough=0.4", "optimizer.decay_fraction=0.0"],
+    "sft": [
+        "updates=400",
+        "validate_every=5",
+        "validation.enough=0.4",
+        "optimizer.decay_fraction=0.0",
+    ],
     "reward": ["updates=40", "tokens_per_update=1536", "validate_every=40"],
     "preference": ["updates=15", "validate_every=15"],
     "grpo": ["updates=40", "prompts_per_rollout=32", "validate_every=40"],

@@ -216,7 +216,8 @@ def with_a_curriculum(bench: Bench, seeds: Sequence[int]) -> Results:
 def small_languages(bench: Bench, seeds: Sequence[int]) -> Results:
     """Bits a byte of each language, its texts as they are or small ones given more often.
 
-    Of the bench's file of plain text for each language the last tenth is held out. UsageError for fewer than two.
+    Of the bench's file of plain text for each language the last tenth is held out. UsageError for
+    fewer than two.
     """
     if len(bench.texts) < 2:
         raise UsageError("--text: expected LANGUAGE=FILE at least twice")

@@ -6,7 +6,7 @@ means (`samples.py`), and which samples an update has (`run_plan.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,6 +54,21 @@ class Corpus:
     def tokens(self, sample: int) -> int:
         """Tokens of a sample."""
         return int(self.sample_tokens[sample])
+
+    def only(self, samples: npt.NDArray[np.int64]) -> Corpus:
+        """The corpus of some of the samples, in memory."""
+        documents = (samples[:, None] * self.parts + np.arange(self.parts)).ravel()
+        spans = [slice(*self.offsets[one : one + 2]) for one in documents]
+        chosen = {name: getattr(self, name)[samples]
+                  for name in ("difficulty", "cuttable", "labels", "lines")}  # fmt: skip
+        return replace(
+            self,
+            ids=np.concatenate([self.ids[span] for span in spans]),
+            learned=np.concatenate([self.learned[span] for span in spans]),
+            offsets=np.concatenate(([0], np.cumsum(self.lengths[documents]))),
+            answers=tuple(self.answers[one] for one in samples) if self.answers else (),
+            **chosen,
+        )
 
     def spans(self, sample: int, first: int, stop: int) -> list[slice]:
         """Where in `ids` the documents of a sample are; of one document, its `first:stop`."""

@@ -1,4 +1,4 @@
-"""What the stages over given samples share: the recipe of their data, and the plan of a run.
+"""What the stages over given samples share: their data, held-out ones too, and the plan of a run.
 
 Not here: their losses, and GRPO, whose data are tasks that it writes answers to.
 """
@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fourbee.text.chat_format import ChatFormat
+from fourbee.training.corpus import Corpus
 from fourbee.training.export import export_model
 from fourbee.training.learner import Learner
 from fourbee.training.packing import Pack
 from fourbee.training.recipe import TrainRecipe
-from fourbee.training.run_plan import DataSettings, RunPlan, plan_run
-from fourbee.training.samples import Loss
+from fourbee.training.run_plan import DataSettings, RunPlan, fitting, plan_run
+from fourbee.training.samples import Loss, encode
+from fourbee.training.sources import good_samples
 from fourbee.training.stage import Batch
-from fourbee.training.tokenise import load_corpora
+from fourbee.training.tokenise import corpus_of, load_corpora
 from fourbee.training.trainer import Reporter
 
 
@@ -52,8 +55,27 @@ class DataStage:
 
 def planned(recipe: DataRecipe, loss: Loss, learner: Learner, reporter: Reporter) -> RunPlan:
     """The plan of a recipe's data, tokenised where it is not yet."""
+    positions = learner.model.config.max_position_embeddings
     corpora = load_corpora(recipe, loss, reporter.preparing)
-    return plan_run(corpora, recipe, recipe.seed, learner.model.config.max_position_embeddings)
+    corpora = fitting(corpora, recipe, positions, reporter.preparing)
+    return plan_run(corpora, recipe, recipe.seed, positions)
+
+
+def held_out_corpus(
+    recipe: DataRecipe, loss: Loss, learner: Learner, reporter: Reporter
+) -> tuple[Corpus, ...]:
+    """The first samples of the recipe's held-out file of preferences; nothing without one."""
+    settings, tokenizer = recipe.validation, learner.tokenizer
+    if settings is None:
+        return ()
+    chat = ChatFormat(tokenizer)
+    found = good_samples(
+        settings.source, lambda one: encode(one, loss, tokenizer, chat), reporter.preparing,
+        settings.samples,
+    )  # fmt: skip
+    corpus = corpus_of(settings.source, loss, [(number, 0.0, one) for number, one in found])
+    positions = learner.model.config.max_position_embeddings
+    return fitting((corpus,), recipe, positions, reporter.preparing)
 
 
 def batch_of(packs: Sequence[Pack], facts: Mapping[str, float] | None = None) -> Batch:

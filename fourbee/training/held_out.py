@@ -1,4 +1,4 @@
-"""What is held out: texts by skill, measured for loss and exactness; and pairs, as a corpus."""
+"""Texts that are held out, by skill: loss, tokens predicted, samples predicted exactly."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fourbee.text.chat_format import ChatFormat
-from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.corpus import Corpus
 from fourbee.training.learner import Learner
 from fourbee.training.losses import targets_by_document
 from fourbee.training.packing import cut, pack_documents
-from fourbee.training.recipe import TrainRecipe, Validation
-from fourbee.training.samples import Document, Loss, encode
+from fourbee.training.recipe import TrainRecipe
+from fourbee.training.samples import Document, encode
 from fourbee.training.sources import Sample, Told, good_samples
-from fourbee.training.tokenise import corpus_of
 
 _TOKENS_PER_PACK = 4096
 
@@ -43,31 +40,28 @@ class HeldOutTexts:
         good_samples(settings.source, keep, told)
 
     def measure(self) -> dict[str, Mapping[str, float]]:
-        """Of each skill the loss a target, and the share of samples with every target likeliest.
+        """Of each skill the loss a target, and the shares of targets and of samples predicted.
 
-        The second is what greedy generation would get exactly right.
+        Predicted is the likeliest token; a sample is when all of its targets are, which is what
+        greedy generation would get exactly right.
         """
         return {skill: self._measure(self._skills[skill]) for skill in sorted(self._skills)}
 
     def _measure(self, documents: list[Document]) -> Mapping[str, float]:
-        loss, targets, exact = 0.0, 0, 0
+        loss, targets, right, exact = 0.0, 0, 0, 0
         for pack in pack_documents(documents, _TOKENS_PER_PACK):
             result = self._learner.next_token(pack)
             loss += result.loss.item()
             targets += pack.num_targets
             counts = np.cumsum(targets_by_document(pack))[:-1]
+            right += int(result.correct.sum())
             correct = np.split(result.correct.cpu().numpy(), counts)
             exact += sum(bool(part.all()) for part in correct)
-        return {"loss": loss / targets, "exact": exact / len(documents)}
-
-
-def held_out_corpus(settings: Validation, loss: Loss, tokenizer: Tokenizer, told: Told) -> Corpus:
-    """The first samples of a file of preferences."""
-    chat = ChatFormat(tokenizer)
-    found = good_samples(
-        settings.source, lambda one: encode(one, loss, tokenizer, chat), told, settings.samples
-    )
-    return corpus_of(settings.source, loss, [(number, 0.0, one) for number, one in found])
+        return {
+            "loss": loss / targets,
+            "accuracy": right / targets,
+            "exact": exact / len(documents),
+        }
 
 
 def _pieces(document: Document, longest: int) -> list[Document]:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fourbee.training.corpus import Corpus
-from fourbee.training.data_stage import DataRecipe, DataStage
-from fourbee.training.held_out import held_out_corpus
+from fourbee.training.data_stage import DataRecipe, DataStage, held_out_corpus
 from fourbee.training.learner import Learner
 from fourbee.training.losses import sum_by_document, targets_by_document
 from fourbee.training.packing import Pack, Piece, make_packs, pack_documents, whole_samples
@@ -105,11 +104,8 @@ class PreferenceStage(DataStage):
         # The network as it is now is the reference.
         known, size = self.form.reference, recipe.tokens_per_pack
         self.data = PreferenceData(self.plan.corpora, learner, size, known)
-        self.held_out: PreferenceData | None = None
-        if recipe.validation is not None:
-            told = reporter.preparing
-            held_out = held_out_corpus(recipe.validation, kind, learner.tokenizer, told)
-            self.held_out = PreferenceData([held_out], learner, size, known)
+        held_out = held_out_corpus(recipe, kind, learner, reporter)
+        self.held_out = PreferenceData(held_out, learner, size, known) if held_out else None
         self.reference = None if self.form.paired else learner.frozen()
 
     def batch(self, update: int) -> Batch:

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
 from fourbee.training.checks import at_least
-from fourbee.training.corpus import Corpus
-from fourbee.training.data_stage import DataRecipe, DataStage
-from fourbee.training.held_out import held_out_corpus
+from fourbee.training.data_stage import DataRecipe, DataStage, held_out_corpus
 from fourbee.training.learner import Learner
 from fourbee.training.packing import Pack, make_packs, pack_documents, whole_samples
 from fourbee.training.reward_files import export_reward_model, load_reward_model
@@ -62,10 +60,7 @@ class RewardStage(DataStage):
     def __init__(self, recipe: RewardRecipe, learner: Learner, reporter: Reporter) -> None:
         self.recipe = recipe
         super().__init__(recipe, "pair", learner, reporter)
-        self.held_out: tuple[Corpus, ...] = ()
-        if recipe.validation is not None:
-            told = reporter.preparing
-            self.held_out = (held_out_corpus(recipe.validation, "pair", learner.tokenizer, told),)
+        self.held_out = held_out_corpus(recipe, "pair", learner, reporter)
 
     def batch(self, update: int) -> Batch:
         pairs = len(self.plan.samples(update))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from fourbee.training.curriculum import Curriculum, CurriculumPoint
 from fourbee.training.deck import Deck
 from fourbee.training.mixture import Balance, Mixture
 from fourbee.training.packing import Pack, Piece, cut, make_packs, take_update
-from fourbee.training.sources import Source
+from fourbee.training.sources import Source, Told
 
 _BUDGETS = ("epochs", "updates", "tokens")
 
@@ -38,6 +39,7 @@ class DataSettings:
     tokens: int | None = None
     tokens_per_update: int = 4096
     tokens_per_pack: int = 4096  # in memory at once; which samples an update has depends not on it
+    long_samples: Literal["refuse", "skip"] = "refuse"  # what is no plain text and fits nowhere
     shuffle: bool = True
     workers: int = 1  # processes that tokenise
 
@@ -82,10 +84,8 @@ def plan_run(
 ) -> RunPlan:
     """The plan of a run over `corpora`, one for each source, that depends on its arguments alone.
 
-    `positions`: what the model has. TrainingError, naming the line, for a conversation or pair
-    that is longer than a pack or the positions; a plain text is cut.
+    The corpora are those of `fitting`. `positions`: what the model has; longer texts are cut.
     """
-    _refuse_long(corpora, settings.tokens_per_pack, positions)
     curriculum = Curriculum(settings.curriculum)
     total = _budget(corpora, settings, curriculum)
     longest = min(settings.tokens_per_pack, positions or settings.tokens_per_pack)
@@ -184,18 +184,35 @@ def _budget(corpora: Sequence[Corpus], settings: DataSettings, curriculum: Curri
     return settings.updates / float(np.mean(1 / np.array(sizes)))
 
 
-def _refuse_long(corpora: Sequence[Corpus], tokens_per_pack: int, positions: int | None) -> None:
-    for corpus in corpora:
-        whole = ~corpus.cuttable
-        limits = [("tokens_per_pack", tokens_per_pack, corpus.sample_tokens)]
-        if positions is not None:
-            longest = corpus.lengths.reshape(-1, corpus.parts).max(axis=1)
-            limits.append(("the model's positions", positions, longest))
-        for name, limit, tokens in limits:
-            found = np.flatnonzero(whole & (tokens > limit))
-            if len(found):
-                raise TrainingError(
-                    f"{corpus.where(int(found[0]))}: {tokens[found[0]]} tokens, more than {name} = "
-                    f"{limit}, and only plain texts may be cut"
-                    + (f" ({len(found)} such samples)" if len(found) > 1 else "")
-                )
+def fitting(
+    corpora: Sequence[Corpus], settings: DataSettings, positions: int, told: Told
+) -> tuple[Corpus, ...]:
+    """The corpora without conversations and pairs that are longer than a pack or the positions.
+
+    `told` hears how many are left out. TrainingError naming the first, where the settings refuse
+    them, and where none would be left.
+    """
+    return tuple(_fitting(corpus, settings, positions, told) for corpus in corpora)
+
+
+def _fitting(corpus: Corpus, settings: DataSettings, positions: int, told: Told) -> Corpus:
+    longest = corpus.lengths.reshape(-1, corpus.parts).max(axis=1)
+    size = settings.tokens_per_pack
+    too_long = ~corpus.cuttable & ((corpus.sample_tokens > size) | (longest > positions))
+    if not (count := int(too_long.sum())):
+        return corpus
+    if settings.long_samples == "skip" and count < len(corpus):
+        told(
+            f"{corpus.source.path}: {count} samples left out that are longer than tokens_per_pack "
+            f"= {size} or the model's {positions} positions, as long_samples = 'skip' says"
+        )
+        return corpus.only(np.flatnonzero(~too_long))
+    first = int(np.flatnonzero(too_long)[0])
+    name, limit, tokens = "tokens_per_pack", size, corpus.tokens(first)
+    if tokens <= size:
+        name, limit, tokens = "the model's positions", positions, longest[first]
+    more = f" ({count} such samples; long_samples = 'skip' leaves them out)" if count > 1 else ""
+    raise TrainingError(
+        f"{corpus.where(first)}: {tokens} tokens, more than {name} = {limit}, and only plain texts "
+        f"may be cut{more}"
+    )

@@ -230,7 +230,10 @@ def _with_shared_prompt(sample: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair of whole conversations as the beginning that they share, and two answers."""
     chosen, rejected = sample["chosen"], sample["rejected"]
     if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise TrainingError("chosen and rejected without a prompt: expected two lists of messages")
+        raise TrainingError(
+            "chosen and rejected without a prompt: expected two lists of messages"
+            + _foreign(sample)
+        )
     shared = 0
     for one, other in zip(chosen, rejected, strict=False):
         if one != other:
@@ -293,8 +296,15 @@ def _short(value: Any) -> str:
 
 def _wrong_form(sample: Mapping[str, Any], loss: Loss) -> TrainingError:
     form = form_of(sample)
-    found = f"; found a {form}" if form else ""
-    for key, name in _FOREIGN.items():
-        if form is None and key in sample:
-            found = f"; found {key!r}: is it format = {name!r}?"
+    found = f"; found a {form}" if form else _foreign(sample)
     return TrainingError(f"expected one of the keys {_WANTED[loss]}{found}")
+
+
+def _foreign(sample: Mapping[str, Any]) -> str:
+    """Whose form it may be, as the end of a message."""
+    for key, name in _FOREIGN.items():
+        if key in sample:
+            return f"; found {key!r}: is it format = {name!r}?"
+    if "\n\nHuman:" in str(sample.get("chosen")):
+        return "; found '\\n\\nHuman:': is it format = 'hh'?"
+    return ""

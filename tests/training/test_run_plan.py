@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fourbee.foundation.errors import TrainingError, UsageError
-from fourbee.training.run_plan import DataSettings, RunPlan, plan_run
+from fourbee.training.run_plan import DataSettings, RunPlan, fitting, plan_run
 
 from .corpora import corpus_of
 
@@ -115,25 +115,40 @@ def test_settings_that_cannot_be_are_one_line(given, message):
     assert str(caught.value) == message
 
 
-def test_what_is_too_long_and_may_not_be_cut_is_named():
+def test_what_is_too_long_and_may_not_be_cut_is_named_or_left_out():
+    told: list[str] = []
     corpus = corpus_of([10, 20, 300, 400])
+    data = DataSettings(data=(corpus.source,), tokens_per_pack=200)
     with pytest.raises(TrainingError) as caught:
-        planned(corpus)
+        fitting([corpus], data, 1000, told.append)
     assert str(caught.value) == (
         "a.jsonl:3: 300 tokens, more than tokens_per_pack = 200, and only plain texts may be cut "
-        "(2 such samples)"
+        "(2 such samples; long_samples = 'skip' leaves them out)"
     )
-    pairs = corpus_of([10, 20, 150, 60], parts=2)
+    pairs = corpus_of([10, 20, 150, 60, 30, 40], parts=2)
     with pytest.raises(TrainingError, match=r"a\.jsonl:2: 210 tokens, more than tokens_per_pack"):
-        planned(pairs)
-    data = DataSettings(data=(pairs.source,), tokens_per_pack=210)
-    plan_run([pairs], data, 0, positions=150)
+        fitting([pairs], data, 1000, told.append)
+    data = replace(data, tokens_per_pack=210)
+    assert fitting([pairs], data, 150, told.append) == (pairs,)
     with pytest.raises(TrainingError) as caught:
-        plan_run([pairs], data, 0, positions=149)
+        fitting([pairs], data, 149, told.append)
     assert str(caught.value) == (
         "a.jsonl:2: 150 tokens, more than the model's positions = 149, and only plain texts may "
         "be cut"
     )
+    assert not told
+    skip = replace(data, long_samples="skip")
+    (left,) = fitting([pairs], skip, 149, told.append)
+    assert told == [
+        "a.jsonl: 1 samples left out that are longer than tokens_per_pack = 210 or the model's "
+        "149 positions, as long_samples = 'skip' says"
+    ]
+    assert left.lengths.tolist() == [10, 20, 30, 40]
+    assert [left.where(one) for one in range(len(left))] == ["a.jsonl:1", "a.jsonl:3"]
+    assert left.ids.tolist() == [*pairs.ids[:30], *pairs.ids[240:]]
+    assert len(plan_run([left], skip, 0).samples(0)) == 2
+    with pytest.raises(TrainingError, match=r"a\.jsonl:1: 10 tokens, more than the model's"):
+        fitting([pairs], skip, 5, told.append)  # nothing would be left
     texts = replace(corpus, cuttable=np.ones(4, np.bool_))
     plan = plan_run([texts], DataSettings(data=(texts.source,)), 0, positions=64)
     assert max(pack.positions.max() for pack in plan.packs(0)) < 64
