@@ -15,6 +15,7 @@ from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.numpy_attention import NumpyAttention, NumpyPages
 from fourbee.kernels.numpy_sampling import score_targets, select_tokens
 from fourbee.kernels.operations import (
+    WIDE_POSITIONS,
     Attention,
     FloatArray,
     HeadRequest,
@@ -57,9 +58,12 @@ class NumpyOperations:
         return rows
 
     def rotary(self, inverse_frequencies: FloatArray, positions: IntArray, scale: float) -> Rotary:
-        kind = np.float64 if positions.dtype == np.float64 else np.float32
-        angles = np.multiply(positions[..., None], inverse_frequencies, dtype=kind)
-        cos, sin = (x.astype(np.float32, copy=False) for x in (np.cos(angles), np.sin(angles)))
+        angles = positions[..., None].astype(np.float32) * inverse_frequencies
+        cos, sin = np.cos(angles), np.sin(angles)
+        wide = positions >= WIDE_POSITIONS
+        if wide.any():
+            angles64 = positions[wide][:, None] * inverse_frequencies.astype(np.float64)
+            cos[wide], sin[wide] = np.cos(angles64), np.sin(angles64)
         factor = np.float32(scale)
         return Rotary(cos * factor, sin * factor)
 

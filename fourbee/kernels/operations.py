@@ -28,6 +28,9 @@ Array = Any
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
+# Positions whose angles need more than float32: beyond what the models are trained for.
+WIDE_POSITIONS = 2**18
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -149,8 +152,8 @@ class Operations(Protocol):
     def rotary(self, inverse_frequencies: FloatArray, positions: Array, scale: float) -> Rotary:
         """Tables for positions `[Q, T]` and frequencies `[K/2]`; values times `scale`.
 
-        Angles of whole positions are float32, as in transformers: their errors grow with the
-        position. Those of float64 positions are float64.
+        Angles are float32, as in transformers: their errors grow with the position. From
+        `WIDE_POSITIONS` on they are float64, so that a row's own position alone decides.
         """
         ...
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fourbee.kernels.attention_pattern import AttentionPattern
 from fourbee.kernels.operations import (
+    WIDE_POSITIONS,
     FloatArray,
     HeadRequest,
     HeadResult,
@@ -84,9 +85,13 @@ class TorchOperations:
     ) -> Rotary:
         frequencies = torch.from_numpy(inverse_frequencies).to(self.device)
         places = self._integers(positions)
-        wide = places.dtype == torch.float64
-        angles = places.to(torch.float64 if wide else torch.float32)[..., None] * frequencies
-        return Rotary(angles.cos().float() * scale, angles.sin().float() * scale)
+        angles = places.float()[..., None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        wide = places >= WIDE_POSITIONS
+        if wide.any():
+            angles = places[wide][:, None].double() * frequencies
+            cos[wide], sin[wide] = angles.cos().float(), angles.sin().float()
+        return Rotary(cos * scale, sin * scale)
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = x_TD.float()

@@ -27,8 +27,7 @@ from fourbee.model.config import Qwen3Config
 ModeName = Literal["dense", "dual-chunk", "sparse", "streaming"]
 MODES: tuple[ModeName, ...] = get_args(ModeName)
 
-# Whole numbers are made angles in float32, as transformers does it; others in float64.
-Positions = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
 
 
 class AttentionMode(Protocol):
@@ -209,7 +208,7 @@ class StreamingMode:
         return SlidingWindow(self.window, PAGE_KEYS, sink_variant=1)
 
     def positions(self, start: int, count: int) -> Positions:
-        true = np.arange(start, start + count, dtype=np.float64)
+        true = np.arange(start, start + count)
         return np.stack((true, np.minimum(true, PAGE_KEYS + self.window - 1)))
 
     def for_prompt(self, length: int) -> AttentionMode:

@@ -14,13 +14,18 @@ from fourbee.engine.request import (
     Finished,
     PromptScored,
     Request,
+    ScoredToken,
     TokenGenerated,
 )
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import EngineSettings
+from fourbee.kernels.backends import open_operations
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.paged_cache import own_cache
+from fourbee.model.attention_modes import MODES
+from fourbee.model.packing import TABLES
 from fourbee.model.qwen3 import forward
+from fourbee.model.weights import tensor_shapes, weights_tree
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 
@@ -452,3 +457,40 @@ def test_what_an_attention_cannot_hold_is_refused_with_the_numbers(weights, ops,
     assert error_of(engine.add, other) == (
         "attention = 'sideways': expected one of dense, dual-chunk, sparse, streaming", "attention",
     )  # fmt: skip
+
+
+def test_a_request_knows_nothing_of_how_others_attend(config) -> None:
+    """Bit for bit, tokens and log-probabilities, alone and beside all other modes."""
+    ops = open_operations("native", "cpu", "float32", "float32", head_dim=config.head_dim)
+    random = np.random.default_rng(7)
+    tensors = {
+        name: ops.from_numpy(
+            (random.normal(0, 0.15, shape) if len(shape) == 2 else np.ones(shape)).astype(
+                np.float32
+            ),
+            table=name in TABLES,
+        )
+        for name, shape in tensor_shapes(config).items()
+    }
+    weights = weights_tree(config, tensors)
+    requests = [
+        Request(
+            mode, prompt(5 + number, 220), dataclasses.replace(GREEDY, logprobs=3), attention=mode
+        )
+        for number, mode in enumerate(MODES)
+    ]
+
+    def answers(several: list[Request]) -> dict[str, list[ScoredToken]]:
+        engine = Engine(weights, ops, settings=EngineSettings(kv_pages=64, window=128))
+        for request in several:
+            engine.add(request)
+        found: dict[str, list[ScoredToken]] = {}
+        for event in drain(engine):
+            if isinstance(event, TokenGenerated):
+                found.setdefault(event.request_id, []).append(event.token)
+        return found
+
+    together = answers(requests)
+    assert len(together) == len(MODES)
+    for request in requests:
+        assert answers([request])[request.id] == together[request.id], request.id
