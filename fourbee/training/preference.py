@@ -53,13 +53,17 @@ class PreferenceData:
     """Preferences as documents, with what the reference thinks of each where a loss needs it."""
 
     def __init__(
-        self, corpora: Sequence[Corpus], learner: Learner, tokens_per_pack: int, known: bool
-    ) -> None:
+        self, corpora: Sequence[Corpus], learner: Learner, tokens_per_pack: int,
+        known: Sequence[Piece],  # those that the reference is asked about, now
+    ) -> None:  # fmt: skip
         self.corpora = tuple(corpora)
         self._tokens_per_pack = tokens_per_pack
         self._known: list[Tensor] | None = None
         if known:
-            self._known = [self._logps(learner, index) for index in range(len(self.corpora))]
+            self._known = [
+                self._logps(learner, index, [one for one in known if one.corpus == index])
+                for index in range(len(self.corpora))
+            ]
 
     def parts(
         self, pieces: Sequence[Piece], baseline: Tensor | None = None
@@ -80,9 +84,8 @@ class PreferenceData:
         desirable = torch.tensor(labels)
         return PreferencePart(pack, reference, desirable, baseline)
 
-    def _logps(self, learner: Learner, corpus: int) -> Tensor:
-        """Log-probability of each document of a corpus, as the network is now."""
-        pieces = [one for one in whole_samples(self.corpora) if one.corpus == corpus]
+    def _logps(self, learner: Learner, corpus: int, pieces: Sequence[Piece]) -> Tensor:
+        """Log-probability of each document of these samples of a corpus, as the network is now."""
         logps = torch.zeros(len(self.corpora[corpus].lengths))
         with torch.no_grad():
             for pack in make_packs(self.corpora, pieces, self._tokens_per_pack):
@@ -102,10 +105,12 @@ class PreferenceStage(DataStage):
         if self.form.reference:
             reporter.preparing("log-probabilities of the reference")
         # The network as it is now is the reference.
-        known, size = self.form.reference, recipe.tokens_per_pack
-        self.data = PreferenceData(self.plan.corpora, learner, size, known)
-        held_out = held_out_corpus(recipe, kind, learner, reporter)
-        self.held_out = PreferenceData(held_out, learner, size, known) if held_out else None
+        size, held_out = recipe.tokens_per_pack, held_out_corpus(recipe, kind, learner, reporter)
+        drawn, others = self.plan.drawn(), whole_samples(held_out)
+        if not self.form.reference:
+            drawn, others = [], []
+        self.data = PreferenceData(self.plan.corpora, learner, size, drawn)
+        self.held_out = PreferenceData(held_out, learner, size, others) if held_out else None
         self.reference = None if self.form.paired else learner.frozen()
 
     def batch(self, update: int) -> Batch:

@@ -69,6 +69,10 @@ class RunPlan:
         rows = self.pieces[self.offsets[update] : self.offsets[update + 1]]
         return [Piece(*row) for row in rows.tolist()]
 
+    def drawn(self) -> list[Piece]:
+        """Each piece that some update learns from, once."""
+        return [Piece(*row) for row in np.unique(self.pieces, axis=0).tolist()]
+
     def packs(self, update: int, rank: int = 0, world: int = 1) -> list[Pack]:
         """The packs that process `rank` of `world` works on; none where there are too few."""
         packs = make_packs(self.corpora, self.samples(update), self.tokens_per_pack)
