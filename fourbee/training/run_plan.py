@@ -38,7 +38,7 @@ class DataSettings:
     updates: int | None = None
     tokens: int | None = None
     tokens_per_update: int = 4096
-    tokens_per_pack: int = 4096  # in memory at once; which samples an update has depends not on it
+    tokens_per_pack: int = 4096  # in memory at once; changes nothing but where longer texts are cut
     long_samples: Literal["refuse", "skip"] = "refuse"  # what is no plain text and fits nowhere
     shuffle: bool = True
     workers: int = 1  # processes that tokenise
