@@ -22,7 +22,8 @@ class HeldOutTexts:
 
     def __init__(self, recipe: TrainRecipe, learner: Learner, told: Told) -> None:
         self._learner = learner
-        self._skills: dict[str, list[Document]] = {}
+        # Of each skill its samples, in pieces where one is longer than the network's positions.
+        self._skills: dict[str, list[list[Document]]] = {}
         settings = recipe.validation
         if settings is None:
             return
@@ -31,10 +32,10 @@ class HeldOutTexts:
 
         def keep(sample: Sample) -> str:
             skill = str(sample.get("skill", "all"))
-            documents = self._skills.get(skill, [])
-            if len(documents) < settings.samples:
+            samples = self._skills.get(skill, [])
+            if len(samples) < settings.samples:
                 (document,) = encode(sample, "assistant", tokenizer, chat).documents
-                self._skills[skill] = documents + _pieces(document, longest)
+                self._skills[skill] = [*samples, _pieces(document, longest)]
             return skill
 
         good_samples(settings.source, keep, told)
@@ -47,8 +48,10 @@ class HeldOutTexts:
         """
         return {skill: self._measure(self._skills[skill]) for skill in sorted(self._skills)}
 
-    def _measure(self, documents: list[Document]) -> Mapping[str, float]:
-        loss, targets, right, exact = 0.0, 0, 0, 0
+    def _measure(self, samples: list[list[Document]]) -> Mapping[str, float]:
+        documents = [piece for sample in samples for piece in sample]
+        sample_of = [index for index, sample in enumerate(samples) for _ in sample]
+        loss, targets, right, missed = 0.0, 0, 0, set()
         for pack in pack_documents(documents, _TOKENS_PER_PACK):
             result = self._learner.next_token(pack)
             loss += result.loss.item()
@@ -56,11 +59,12 @@ class HeldOutTexts:
             counts = np.cumsum(targets_by_document(pack))[:-1]
             right += int(result.correct.sum())
             correct = np.split(result.correct.cpu().numpy(), counts)
-            exact += sum(bool(part.all()) for part in correct)
+            parts = zip(pack.documents, correct, strict=True)
+            missed |= {sample_of[index] for index, part in parts if not part.all()}
         return {
             "loss": loss / targets,
             "accuracy": right / targets,
-            "exact": exact / len(documents),
+            "exact": (len(samples) - len(missed)) / len(samples),
         }
 
 
