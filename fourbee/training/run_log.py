@@ -7,6 +7,7 @@ last checkpoint are removed when it goes on.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ def open_log(folder: Path, update: int) -> Iterator[Log]:
     path = folder / LOG
     kept = [json.dumps(record) + "\n" for record in read_log(path) if _update(record) <= update]
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(kept), encoding="utf-8")
+    rewritten = folder / f"{LOG}.new"
+    rewritten.write_text("".join(kept), encoding="utf-8")
+    os.replace(rewritten, path)  # at once: a kill loses no line
     with path.open("a", encoding="utf-8", buffering=1) as file:
         yield lambda record: print(json.dumps(record), file=file)
 
