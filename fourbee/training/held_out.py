@@ -32,10 +32,9 @@ class HeldOutTexts:
 
         def keep(sample: Sample) -> str:
             skill = str(sample.get("skill", "all"))
-            samples = self._skills.get(skill, [])
-            if len(samples) < settings.samples:
+            if len(self._skills.get(skill, ())) < settings.samples:
                 (document,) = encode(sample, "assistant", tokenizer, chat).documents
-                self._skills[skill] = [*samples, _pieces(document, longest)]
+                self._skills.setdefault(skill, []).append(_pieces(document, longest))
             return skill
 
         good_samples(settings.source, keep, told)
