@@ -87,8 +87,8 @@ class TorchOperations:
         places = self._integers(positions)
         angles = places.float()[..., None] * frequencies
         cos, sin = angles.cos(), angles.sin()
-        wide = places >= WIDE_POSITIONS
-        if wide.any():
+        if (positions >= WIDE_POSITIONS).any():  # NumPy's are asked here: no wait for a device
+            wide = places >= WIDE_POSITIONS
             angles = places[wide][:, None].double() * frequencies
             cos[wide], sin[wide] = angles.cos().float(), angles.sin().float()
         return Rotary(cos * scale, sin * scale)

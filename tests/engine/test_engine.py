@@ -19,8 +19,9 @@ from fourbee.engine.request import (
 )
 from fourbee.engine.sampling import SamplingParams
 from fourbee.engine.scheduler import EngineSettings
+from fourbee.kernels import numpy_ops, torch_ops
 from fourbee.kernels.backends import open_operations
-from fourbee.kernels.operations import Linear
+from fourbee.kernels.operations import WIDE_POSITIONS, Linear
 from fourbee.kernels.paged_cache import own_cache
 from fourbee.model.attention_modes import MODES
 from fourbee.model.packing import TABLES
@@ -459,9 +460,17 @@ def test_what_an_attention_cannot_hold_is_refused_with_the_numbers(weights, ops,
     )  # fmt: skip
 
 
-def test_a_request_knows_nothing_of_how_others_attend(config) -> None:
-    """Bit for bit, tokens and log-probabilities, alone and beside all other modes."""
-    ops = open_operations("native", "cpu", "float32", "float32", head_dim=config.head_dim)
+@pytest.mark.parametrize("wide", [WIDE_POSITIONS, 200])
+@pytest.mark.parametrize("backend", ["native", "numpy", "torch"])
+def test_a_request_knows_nothing_of_how_others_attend(config, monkeypatch, backend, wide) -> None:
+    """Tokens and log-probabilities alone and beside all other modes, some of them far on.
+
+    Native ones bit for bit. Others multiply several rows in another order than one: the last bits
+    of any two requests differ there, and `kernels/test_rotary.py` asks about bits of angles.
+    """
+    for module in (numpy_ops, torch_ops):
+        monkeypatch.setattr(module, "WIDE_POSITIONS", wide)
+    ops = open_operations(backend, "cpu", "float32", "float32", head_dim=config.head_dim)
     random = np.random.default_rng(7)
     tensors = {
         name: ops.from_numpy(
@@ -473,9 +482,12 @@ def test_a_request_knows_nothing_of_how_others_attend(config) -> None:
         for name, shape in tensor_shapes(config).items()
     }
     weights = weights_tree(config, tensors)
-    requests = [
+    requests = [  # of unlike lengths, so that they are at unlike positions
         Request(
-            mode, prompt(5 + number, 220), dataclasses.replace(GREEDY, logprobs=3), attention=mode
+            mode,
+            prompt(5 + number, 220 - 30 * (number % 2)),
+            dataclasses.replace(GREEDY, logprobs=3),
+            attention=mode,
         )
         for number, mode in enumerate(MODES)
     ]
@@ -493,4 +505,11 @@ def test_a_request_knows_nothing_of_how_others_attend(config) -> None:
     together = answers(requests)
     assert len(together) == len(MODES)
     for request in requests:
-        assert answers([request])[request.id] == together[request.id], request.id
+        alone, beside = answers([request])[request.id], together[request.id]
+        if backend == "native":
+            assert alone == beside, request.id
+        else:
+            assert [one.token_id for one in alone] == [one.token_id for one in beside]
+            assert [one.logprob for one in alone] == pytest.approx(
+                [one.logprob for one in beside], abs=1e-4
+            )
