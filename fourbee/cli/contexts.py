@@ -88,7 +88,7 @@ def prune(
         typer.Option(
             metavar="ID",
             help="This context, its pages that no other named context begins with, and all that "
-            "follows those.",
+            "follows those or a page that is lost.",
         ),
     ] = None,
     to: Annotated[

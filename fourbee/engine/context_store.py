@@ -191,8 +191,9 @@ class ContextStore:
         """Removes what all of the given conditions fit: everything, where there are none.
 
         older_than: not used for so many seconds, nor anything that follows it. context_id: the
-        token ids, the pages that no other context begins with, and what follows those. to_bytes:
-        only until the store is no larger, the least recently used first. Raises FourbeeError.
+        token ids, the pages that no other context begins with, and what follows those, or a page
+        that is lost. to_bytes: only until the store is no larger, the least recently used first.
+        Raises FourbeeError.
         """
         gone = Pruned(0, 0, 0)
         with self._reporting():

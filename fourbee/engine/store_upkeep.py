@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from fourbee.engine.kv_recipe import page_keys
+from fourbee.engine.kv_recipe import is_root, page_keys
 from fourbee.engine.store_index import IndexRow, StoreIndex
 from fourbee.engine.stored_file import (
     CONTEXT,
@@ -233,7 +233,8 @@ def _only_of(
 ) -> set[bytes]:
     """The keys of the contexts of this id, of their pages, and of all that follows these.
 
-    Without pages that other contexts begin with.
+    Without pages that other contexts begin with. A page after one that is lost may follow these as
+    well as anything: it goes too, since nobody finds it.
     """
     going: set[bytes] = set()
     staying: set[bytes] = set()
@@ -248,6 +249,9 @@ def _only_of(
     after: dict[bytes, list[bytes]] = {}
     for row in rows:
         after.setdefault(row.parent, []).append(row.key)
+    if going:
+        here = {row.key for row in rows} | staying
+        waiting += [parent for parent in after if not (is_root(parent) or parent in here)]
     while waiting:
         key = waiting.pop()
         if key not in going and key not in staying:

@@ -19,6 +19,7 @@ import pytest
 from fourbee.engine import context_store, store_index
 from fourbee.engine.context_store import ContextStore, default_folder
 from fourbee.engine.kv_recipe import page_key
+from fourbee.engine.store_upkeep import Pruned
 from fourbee.engine.stored_file import DamagedFileError, FileHead, open_file, write_file
 from fourbee.foundation.errors import UsageError
 
@@ -620,6 +621,27 @@ def test_a_pruned_context_takes_what_is_its_own(opened, folder) -> None:
     assert store.prune(context_id="nobody's").contexts == 0
     gone = store.prune(context_id="yours")
     assert (gone.pages, gone.contexts) == (5, 1) and not files(folder)
+
+
+def test_a_pruned_context_takes_what_follows_a_page_that_was_lost(opened, folder) -> None:
+    """Another answer's rest would stay on disk, where nobody finds it but who reads the disk."""
+    store, mine = opened(), text("mine", 3)
+    branch, yours = mine[:128] + text("branch", 3), mine[:64] + text("yours", 4)
+    other = text("other", 3)  # of no name, and it follows nothing of theirs
+    for token_ids in (mine, branch, yours, other):
+        put(store, pages_of(token_ids))
+    store.remember("mine", "", ROOT, mine)
+    store.remember("yours", "", ROOT, yours)
+    for lost in (pages_of(branch)[3], pages_of(yours)[3]):
+        path = folder / f"{lost.key.hex()}.page"
+        path.write_bytes(path.read_bytes()[:-9] + bytes(9))
+        assert get(store, lost) is None and not path.exists()
+    assert store.prune(context_id="nobody's") == Pruned(0, 0, 0)
+    gone = store.prune(context_id="mine")
+    assert (gone.pages, gone.contexts) == (2 + 2, 1)
+    assert stored(store, pages_of(branch)) == [True, False, False, False, False]
+    assert stored(store, pages_of(yours)) == [True, True, True, False, True]
+    assert stored(store, pages_of(other)) == [True] * 3
 
 
 def test_contexts_say_what_is_stored_of_them(opened, folder, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fourbee.engine.context_store import ContextStore
@@ -124,6 +124,7 @@ class Model:
 
     def do(self, what: str, subject: object) -> None:
         getattr(self, what.replace(" ", "_"))(subject)
+        self._damaged_ones_may_be_gone()
 
     def put(self, page) -> None:
         kept = page.key in self.pages or page.parent == ROOT or page.parent in self.pages
@@ -133,7 +134,7 @@ class Model:
 
     def put_text(self, token_ids) -> None:
         for page in pages_of(token_ids):
-            self.put(page)
+            self.do("put", page)
 
     def get(self, page) -> None:
         whole = self.pages.get(page.key, False)
@@ -167,21 +168,27 @@ class Model:
 
     def prune(self, named) -> None:
         self.store.prune(context_id=named[0], namespace=named[1])
-        going = self.contexts.pop(named[:2], ())
+        going = self.contexts.pop(named[:2], None)
         staying = {page.key for ids in self.contexts.values() for page in pages_of(ids)}
-        gone = {page.key for page in pages_of(going)} - staying
+        gone = {page.key for page in pages_of(going or ())} - staying
+        lost: set[bytes] = set()  # or damaged, or after one that is, which nobody finds
         for page in PAGES:  # parents come before what follows them
             # All here is of one owner's recipe, which a context of the other may share.
             if page.key in gone or (page.parent in gone and page.key not in staying):
                 gone.add(page.key)
+            elif not self.pages.get(page.key) or (page.parent in lost and page.key not in staying):
+                lost.add(page.key)
         if named[1] == "":  # the pages are of the owner ""
             for key in gone:
                 self.pages.pop(key, None)
+            if going is not None:  # these go if the index has missed the ones before
+                there = {path.stem for path in files(self.folder)}
+                lost = {key for key in lost if key.hex() not in there}
+                self.pages = {key: whole for key, whole in self.pages.items() if key not in lost}
 
     def reopen(self, _) -> None:
         self.store.close()
         self.store = ContextStore(self.folder)
-        self._cut_ones_are_gone()
 
     def lose_index(self, _) -> None:
         for path in self.folder.glob("index.sqlite*"):
@@ -191,7 +198,6 @@ class Model:
         self.store.close()
         (self.folder / "index.sqlite").write_bytes(b"garbage" * 1000)
         self.store = ContextStore(self.folder)
-        self._cut_ones_are_gone()
 
     def verify(self, _) -> None:
         self.store.verify()
@@ -199,15 +205,34 @@ class Model:
         assert there == {key.hex() for key, whole in self.pages.items() if whole}
         self.pages = {key: whole for key, whole in self.pages.items() if whole}
 
-    def _cut_ones_are_gone(self) -> None:
-        """A file of another length than the index has is found when the store is opened."""
+    def _damaged_ones_may_be_gone(self) -> None:
+        """Whatever opens the index may find them: a store that is opened, or a call without one."""
         there = {path.stem for path in files(self.folder)}
         assert there >= {key.hex() for key, whole in self.pages.items() if whole}
         self.pages = {key: whole for key, whole in self.pages.items() if key.hex() in there}
 
 
+A, B = (pages_of(token_ids) for token_ids in TEXTS[:2])  # they have two pages in common
+# A call that finds no index makes it anew, and finds what is cut then: it may be written again.
+CUT_WITHOUT_INDEX = [
+    ("put text", TEXTS[0]), ("cut", A[1]), ("lose index", None), ("put", B[2]), ("put", A[1]),
+]  # fmt: skip
+# The same while the page after it is put: that one stays, and is found when this one is back.
+CUT_BEFORE_A_PUT = [
+    ("put", A[0]), ("cut", A[0]), ("lose index", None), ("put", A[1]), ("put", A[0]),
+]  # fmt: skip
+# What follows a page that the index has forgotten goes with the context that it came from.
+LOST_BEFORE_A_PRUNE = [
+    ("put text", TEXTS[1]), ("delete", B[2]), ("remember", ("x", "", TEXTS[0])), ("reopen", None),
+    ("prune", ("x", "", TEXTS[0])),
+]  # fmt: skip
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(CALLS, max_size=40))
+@example(CUT_WITHOUT_INDEX)
+@example(CUT_BEFORE_A_PUT)
+@example(LOST_BEFORE_A_PRUNE)
 def test_any_order_of_calls_and_damage(calls) -> None:
     with TemporaryDirectory() as folder:
         model = Model(Path(folder))
