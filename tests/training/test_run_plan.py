@@ -147,7 +147,7 @@ def test_what_is_too_long_and_may_not_be_cut_is_named_or_left_out():
     assert [left.where(one) for one in range(len(left))] == ["a.jsonl:1", "a.jsonl:3"]
     assert left.ids.tolist() == [*pairs.ids[:30], *pairs.ids[240:]]
     assert len(plan_run([left], skip, 0).samples(0)) == 2
-    with pytest.raises(TrainingError, match=r"a\.jsonl:1: 10 tokens, more than the model's"):
+    with pytest.raises(TrainingError, match=r"a\.jsonl:1: 20 tokens, more than the model's"):
         fitting([pairs], skip, 5, told.append)  # nothing would be left
     texts = replace(corpus, cuttable=np.ones(4, np.bool_))
     plan = plan_run([texts], DataSettings(data=(texts.source,)), 0, positions=64)
