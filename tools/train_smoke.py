@@ -27,8 +27,8 @@ SHORTER = {
     ],
     "reward": ["updates=40", "tokens_per_update=1536", "validate_every=40"],
     "preference": ["updates=15", "validate_every=15"],
-    "grpo": ["updates=40", "prompts_per_rollout=32", "validate_every=40"],
-    "distill": ["updates=40", "prompts_per_update=64", "validate_every=40"],
+    "grpo": ["updates=60", "prompts_per_rollout=32", "validate_every=60"],
+    "distill": ["updates=80", "prompts_per_update=64", "validate_every=80"],
 }
 
 
