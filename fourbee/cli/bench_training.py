@@ -48,10 +48,11 @@ def stages(
     for name in chosen:
         if name not in bench.EXPERIMENTS:
             raise UsageError(f"experiment {name!r}: expected one of {', '.join(bench.EXPERIMENTS)}")
+    texts = _texts(text)
     found: dict[str, Any] = {}
     with ProgressReporter() as reporter:
         for name in chosen:
-            one = bench.Bench(recipes, output, threads, reporter, _texts(text))
+            one = bench.Bench(recipes, output, threads, reporter, texts)
             found[name] = bench.EXPERIMENTS[name](one, range(seeds))
             table = stages_table(found[name])
             Console(stderr=True).print(f"{name}\n{table}", markup=False)

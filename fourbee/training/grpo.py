@@ -189,7 +189,6 @@ class GrpoStage:
         self, sources: Sequence[Source], reporter: Reporter, most: int | None = None
     ) -> Tasks:
         """Tasks that every reward can score."""
-
         return Tasks.load(
             sources, self.learner, self.recipe.max_tokens, reporter.preparing, most,
             lambda task: self.rewards.score([""], [task]),
