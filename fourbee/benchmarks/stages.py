@@ -86,9 +86,13 @@ class Bench:
         table |= {"output": str(output), "seed": seed, "threads": self.threads}
         for key, value in changes.items():
             table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
+        return self.once(output, f"{name}, seed {seed}", train, build(kind, table))
+
+    def once(self, output: Path, told: str, train: Callable[..., Path], recipe: Any) -> Path:
+        """Trains into a folder, or takes what an earlier call left; returns the model's folder."""
         if not (output / "model" / "config.json").is_file():
-            self.reporter.preparing(f"{name}, seed {seed}")
-            train(build(kind, table), self.reporter)
+            self.reporter.preparing(told)
+            train(recipe, self.reporter)
         return output / "model"
 
 
@@ -247,9 +251,7 @@ def small_languages(bench: Bench, seeds: Sequence[int]) -> Results:
                 "mixture": {"by": "language", "exponent": exponent},
                 "validation": {"path": str(folder / "held-out.jsonl"), "samples": 10**6},
             })  # fmt: skip
-            if not (output / "model" / "config.json").is_file():
-                bench.reporter.preparing(f"{name}, seed {seed}")
-                pretrain(recipe, bench.reporter)
+            bench.once(output, f"{name}, seed {seed}", pretrain, recipe)
             bench.shown.append(output)
             measured = _validations(output)[-1]
             for language in texts:
