@@ -18,6 +18,7 @@ from torch import Tensor
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_ops import TorchOperations
 from fourbee.training.packing import Pack
+from fourbee.training.products import product
 
 _CHUNK_BYTES = 64 << 20  # of float32 logits at once, while that is 64 to 1,024 rows
 _FEWEST_ROWS, _MOST_ROWS = 64, 1024
@@ -93,7 +94,7 @@ def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 def logits_of(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
     """Logits of a chunk in float32 (float64 where the product is), free to be overwritten."""
-    logits = (hidden @ weight.T).to(accumulation_type(weight.dtype))
+    logits = product(hidden, weight).to(accumulation_type(weight.dtype))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -128,7 +129,7 @@ class HeadGradients:
     def add(self, rows: slice, error: Tensor, hidden: Tensor, weight: Tensor) -> None:
         """`error` is the gradient of the chunk's logits; all three are in the compute type."""
         if self.hidden is not None:
-            self.hidden[rows] = (error @ weight).to(self.hidden.dtype)
+            self.hidden[rows] = product(error, weight.T).to(self.hidden.dtype)
         if self.weight is not None:
             add_outer_products(self.weight, error, hidden)
 

@@ -15,7 +15,7 @@ from fourbee.model.config import Qwen3Config
 from fourbee.training.checks import at_least, expect
 from fourbee.training.lora import LoraSettings
 from fourbee.training.optimizers import OptimizerSettings
-from fourbee.training.sources import BadSamples, Source
+from fourbee.training.sources import BadSamples, Source, Take
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Validation:
     samples: int = 32  # of each skill
     format: str = "auto"  # as of a source
     bad_samples: BadSamples = "refuse"  # as of a source
+    take: Take = "whole"  # as of a source
     enough: float = 0.0  # end the run once `exact`, the mean over skills, is this; 0 = never
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class Validation:
     @property
     def source(self) -> Source:
         """The file as a source."""
-        return Source(self.path, format=self.format, bad_samples=self.bad_samples)
+        return Source(self.path, format=self.format, bad_samples=self.bad_samples, take=self.take)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,15 @@ def encode_pair(
     return chosen, rejected
 
 
+def chosen_side(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was preferred of a pair, as an example to learn; TrainingError for no pair."""
+    if form_of(sample) != "pair":
+        raise _wrong_form(sample, "pair")
+    rest = {key: value for key, value in sample.items() if key not in ("chosen", "rejected")}
+    key = "completion" if "prompt" in sample else "messages"
+    return {**rest, key: sample["chosen"]}
+
+
 def encode_prompt(sample: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatFormat) -> list[int]:
     """What an answer is to be generated to; of a conversation, all before its last answer."""
     form = form_of(sample)

@@ -19,11 +19,13 @@ from typing import Any, BinaryIO, Literal, TypeVar
 from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError, not_installed
 from fourbee.foundation.json_files import parse_json, read_json_object
 from fourbee.training.formats import to_house
+from fourbee.training.samples import chosen_side
 
 Sample = Mapping[str, Any]
 Numbered = Iterator[tuple[int, Any]]  # samples with their line, or row, or place; from 1
 Told = Callable[[str], None]
 BadSamples = Literal["refuse", "skip"]
+Take = Literal["whole", "chosen"]
 T = TypeVar("T")
 
 # Between the texts of a .txt file.
@@ -40,6 +42,7 @@ class Source:
     weight: float = 1.0  # how often its tokens count in a mixture
     format: str = "auto"  # auto: our own forms; else one of `formats.py`
     bad_samples: BadSamples = "refuse"
+    take: Take = "whole"  # chosen: of a pair what was preferred, as an example
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -135,7 +138,8 @@ def house_sample(sample: Any, source: Source) -> Sample:
     """A sample in our forms; TrainingError when it is none."""
     if not isinstance(sample, dict):
         raise TrainingError("expected a JSON object")
-    return to_house(sample, source.format)
+    ours = to_house(sample, source.format)
+    return chosen_side(ours) if source.take == "chosen" else ours
 
 
 def read_raw(source: Source) -> Numbered:

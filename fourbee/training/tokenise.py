@@ -266,7 +266,7 @@ def _fingerprint(source: Source, tokenizer_folder: Path, loss: Loss) -> str:
     """All that decides how samples become tokens: the vocabulary, the chat template, the ends."""
     names = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
     beside = [tokenizer_folder / name for name in names if (tokenizer_folder / name).is_file()]
-    about = (_VERSION, loss, source.format, source.bad_samples, source.path.name)
+    about = (_VERSION, loss, source.format, source.bad_samples, source.take, source.path.name)
     digest = hashlib.sha256(repr(about).encode())
     for path in [*source.files(), tokenizer_folder / "tokenizer.json", *beside]:
         if not path.is_file():

@@ -299,6 +299,26 @@ def test_what_is_not_of_the_format_is_one_line(form, sample, reason):
     assert str(caught.value) == reason
 
 
+def test_what_was_preferred_is_an_example(tmp_path, tokenizer, chat):
+    """Of two conversations all turns of the assistant, after a prompt the answer alone."""
+    asked = {"prompt": [ASKS, ANSWERS, ASKS], "chosen": "red", "rejected": "blue", "skill": "say"}
+    told = "\n\nHuman: say red\n\nAssistant: red"
+    path = tmp_path / "pairs.jsonl"
+    for form, sample, expected in (
+        ("auto", asked, {"prompt": asked["prompt"], "completion": "red", "skill": "say"}),
+        ("hh", {"chosen": told, "rejected": f"{told}!"}, talk(ASKS, ANSWERS)),
+    ):
+        path.write_text(json.dumps(sample) + "\n")
+        ((_, taken),) = read_samples(Source(path, format=form, take="chosen"))
+        assert taken == expected
+        assert spans(encode(taken, "assistant", tokenizer, chat).documents[0], tokenizer) == [
+            "red<|im_end|>"
+        ]
+    path.write_text(json.dumps({"text": "red"}) + "\n")
+    with pytest.raises(TrainingError, match=r"pairs.jsonl:1: expected one of the keys chosen and"):
+        list(read_samples(Source(path, take="chosen")))
+
+
 # ---- real files
 
 
