@@ -8,7 +8,7 @@ Qwen3 technical report, section 4.5). Teacher and student share the tokenizer an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class DistillStage:
         self.held_out = HeldOutTexts(recipe, learner, reporter.preparing)
         self.plan: RunPlan | None = None
         if recipe.on_policy < 1:
-            self.plan = planned(recipe, "assistant", learner, reporter)
+            self.plan = planned(_on_texts(recipe), "assistant", learner, reporter)
         self.tasks: Tasks | None = None
         if recipe.on_policy > 0:
             self.tasks = Tasks.load(recipe.tasks, learner, recipe.max_tokens, reporter.preparing)
@@ -86,8 +86,8 @@ class DistillStage:
     def batch(self, update: int) -> Batch:
         # Spread evenly: update n is on-policy where the share's multiples pass a whole number.
         share = self.recipe.on_policy
-        before = int(np.floor(update * share + 1e-9))
-        if np.floor((update + 1) * share + 1e-9) > before:
+        before = _own_updates(update, share)
+        if _own_updates(update + 1, share) > before:
             return self._own_answers(before)
         assert self.plan is not None
         return batch_of(self.plan.packs(update - before))
@@ -130,6 +130,18 @@ def distill(recipe: DistillRecipe, reporter: Reporter) -> Path:
     return Trainer(
         "distill", recipe, lambda learner, told: DistillStage(recipe, learner, told), reporter
     ).train()
+
+
+def _own_updates(updates: int, share: float) -> int:
+    """How many of the first updates are on-policy."""
+    return int(np.floor(updates * share + 1e-9))
+
+
+def _on_texts(recipe: DistillRecipe) -> DistillRecipe:
+    """The recipe of the updates over given texts alone, so that a curriculum spans just those."""
+    if recipe.updates is None:
+        return recipe
+    return replace(recipe, updates=recipe.updates - _own_updates(recipe.updates, recipe.on_policy))
 
 
 def _load_teacher(folder: Path, student: Learner) -> Learner:

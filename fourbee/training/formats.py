@@ -25,6 +25,7 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
+_BESIDE = ("skill", "language", "difficulty")  # may stand beside a sample of any form
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -36,7 +37,8 @@ def to_house(sample: Sample, format: str) -> Sample:
             parameter="format",
         )
     try:
-        return FORMATS[format](sample)
+        beside = {key: sample[key] for key in _BESIDE if key in sample}
+        return {**FORMATS[format](sample), **beside}
     except KeyError as error:
         raise TrainingError(f"format {format!r}: expected the key {error.args[0]!r}") from None
     except (TypeError, AttributeError, ValueError) as error:

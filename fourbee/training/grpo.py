@@ -28,7 +28,6 @@ from fourbee.training.policy_losses import (
     PolicySettings,
     PolicyTokens,
     group_advantages,
-    k3,
     policy_loss,
     sequence_weights,
 )
@@ -77,6 +76,11 @@ class GrpoRecipe(TrainRecipe):
         if not self.rewards and self.reward_model is None:
             raise UsageError("rewards: expected at least one [[rewards]], or a reward_model")
         Rewards(self.rewards, self.watched)  # refuses what is given twice
+        if self.policy.gap_cap and self.temperature != 1:
+            raise UsageError(
+                f"policy.gap_cap = {self.policy.gap_cap}: expected 0 with temperature = "
+                f"{self.temperature}, as what the engine reports is of temperature 1"
+            )
         if self.answers_per_prompt < 2:
             raise UsageError("answers_per_prompt = 1: expected 2 or more, to be compared")
         if self.prompts_per_rollout % self.updates_per_rollout:
@@ -159,10 +163,7 @@ class GrpoStage:
             "ratio": (float(result.ratio_sum), count),
         }
         if part.reference_logps is not None:
-            kl = result.reference_kl
-            if not self.recipe.policy.kl_weight:  # watched alone, no part of the loss
-                kl = k3(logps.detach(), part.reference_logps).sum()
-            sums["reference_kl"] = (float(kl), count)
+            sums["reference_kl"] = (float(result.reference_kl), count)
         if self.recipe.temperature == 1:  # the engine's are of temperature 1
             gap = (old - part.engine_logps).abs()
             sums["engine_gap"] = (float(gap.sum()), count)

@@ -58,7 +58,7 @@ class PolicyTokens:
     advantages: Tensor
     weights: Tensor  # see `sequence_weights`
     sequences: Sequence[int]  # targets of each document
-    reference_logps: Tensor | None = None  # needed where kl_weight is not 0
+    reference_logps: Tensor | None = None  # needed where kl_weight is not 0, else only measured
     engine_logps: Tensor | None = None  # as the engine reported them; needed where gap_cap is not 0
 
 
@@ -71,7 +71,6 @@ class PolicyLoss:
     approximate_kl: Tensor  # to the policy that sampled, sum of k3
     reference_kl: Tensor  # to the reference, sum of k3; 0 without one
     ratio_sum: Tensor
-    ratio_max: Tensor
 
 
 def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std") -> Tensor:
@@ -125,21 +124,20 @@ def policy_loss(tokens: PolicyTokens, settings: PolicySettings) -> PolicyLoss:
         assert tokens.engine_logps is not None
         values = values * gap_weights(tokens.old_logps, tokens.engine_logps, settings.gap_cap)
     reference_kl = torch.zeros_like(values)
-    if settings.kl_weight:
-        assert tokens.reference_logps is not None
+    assert tokens.reference_logps is not None or not settings.kl_weight
+    if tokens.reference_logps is not None:
         reference_kl = k3(tokens.logps, tokens.reference_logps)
+    if settings.kl_weight:
         values = values + settings.kl_weight * reference_kl
     with torch.no_grad():
         clipped = ((ratios < low) & (advantages < 0)) | ((ratios > high) & (advantages > 0))
         kl = k3(tokens.old_logps, tokens.logps)
-    known = ratios.detach()
     return PolicyLoss(
         loss=(tokens.weights * values).sum(),
         clipped=clipped.sum(),
         approximate_kl=kl.sum(),
         reference_kl=reference_kl.detach().sum(),
-        ratio_sum=known.sum(),
-        ratio_max=known.max() if len(known) else known.sum(),
+        ratio_sum=ratios.detach().sum(),
     )
 
 

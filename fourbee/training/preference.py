@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,6 +113,12 @@ class PreferenceStage(DataStage):
         self.data = PreferenceData(self.plan.corpora, learner, size, drawn)
         self.held_out = PreferenceData(held_out, learner, size, others) if held_out else None
         self.reference = None if self.form.paired else learner.frozen()
+        alone = int((np.diff(self.plan.offsets) == 1).sum())
+        if alone and not self.form.paired:
+            reporter.preparing(
+                f"tokens_per_update = {recipe.tokens_per_update}: {alone} of {len(self.plan)} "
+                "updates hold one answer; their baseline, of answers to other prompts, is 0"
+            )
 
     def batch(self, update: int) -> Batch:
         pieces = self.plan.samples(update)
@@ -156,19 +163,17 @@ class PreferenceStage(DataStage):
         return preference_values(_every_other(answers, 0), _every_other(answers, 1), settings)
 
     def _baseline(self, data: PreferenceData, pieces: Sequence[Piece]) -> Tensor:
-        """The mean log-ratio of answers to other prompts, each to that of the answer before it."""
+        """The mean log-ratio of answers to other prompts than theirs; 0 where there are none."""
         assert self.reference is not None
         documents = [_document(data.corpora, piece) for piece in pieces]
-        swapped = [
-            _answering(before, document)
-            for before, document in zip(documents[-1:] + documents[:-1], documents, strict=True)
-        ]
+        positions = self.learner.model.config.max_position_embeddings
+        swapped = swapped_answers(documents, min(positions, self.recipe.tokens_per_pack))
         ratio = torch.zeros(())
         with torch.no_grad():
             for pack in pack_documents(swapped, self.recipe.tokens_per_pack):
                 policy, reference = self.learner.logps(pack), self.reference.logps(pack)
                 ratio = ratio + (policy - reference).sum().float().cpu()
-        return ratio / len(pieces)
+        return ratio / max(1, len(swapped))
 
 
 def preference(recipe: PreferenceRecipe, reporter: Reporter) -> Path:
@@ -202,8 +207,16 @@ def _document(corpora: Sequence[Corpus], piece: Piece) -> Document:
     return corpus.ids[span].tolist(), corpus.learned[span].tolist()
 
 
-def _answering(prompt_of: Document, answer_of: Document) -> Document:
-    """The prompt of one document with the answer of another."""
-    prompt = prompt_of[0][: prompt_of[1].index(True)]
-    answer = answer_of[0][answer_of[1].index(True) :]
-    return [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
+def swapped_answers(documents: Sequence[Document], longest: int) -> list[Document]:
+    """Each answer after the nearest earlier document's prompt that is another one; around the end.
+
+    Left out are answers that no other prompt is short enough for: `longest` tokens for both.
+    """
+    parts = [(ids[: mask.index(True)], ids[mask.index(True) :]) for ids, mask in documents]
+    swapped: list[Document] = []
+    for index, (own, answer) in enumerate(parts):
+        for other, _ in reversed(parts[index + 1 :] + parts[:index]):
+            if other != own and len(other) + len(answer) <= longest:
+                swapped.append(([*other, *answer], [False] * len(other) + [True] * len(answer)))
+                break
+    return swapped

@@ -17,7 +17,7 @@ from fourbee.foundation.settings import nearest
 from fourbee.training.tasks import Task
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_BOX = "\\boxed{"
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,22 @@ def _number(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
 
 
 def _boxed(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
-    found = _BOXED.findall(text)
-    if not found:
-        return False
-    wanted = _answer(sample, term.name)
-    if found[-1].strip() == wanted.strip():
-        return True
+    found, wanted = _last_box(text), _answer(sample, term.name)
+    if found is None or found.strip() == wanted.strip():
+        return found is not None
     number = last_number(wanted)
-    return number is not None and last_number(found[-1]) == number
+    return number is not None and last_number(found) == number
+
+
+def _last_box(text: str) -> str | None:
+    """What the last \\boxed{} holds, braces within it too; None without one that is closed."""
+    _, box, rest = text.rpartition(_BOX)
+    depth = 1
+    for place, letter in enumerate(rest if box else ""):
+        depth += (letter == "{") - (letter == "}")
+        if not depth:
+            return rest[:place]
+    return None
 
 
 def _contains(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:

@@ -5,6 +5,7 @@ A run is a pure function of both; taken up with another one it would be the run 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,9 @@ from fourbee.foundation.json_files import read_json_object
 from fourbee.training.checkpoint import checkpoints
 from fourbee.training.recipe import TrainRecipe
 
-RECIPE = "recipe.json"
+RECIPE, CONTENTS = "recipe.json", "contents.json"
+# Of larger files blocks are read, this many: weights that were trained differ everywhere.
+_WHOLE, _BLOCK, _BLOCKS = 256 << 20, 1 << 20, 64
 # What may change between two sessions of a run: where and how fast it runs, what is told of it,
 # and how the result is written.
 _FREE = frozenset(
@@ -78,17 +81,63 @@ def _keep_recipe(run: Path, fixed: Mapping[str, Any]) -> None:
             )
 
 
+def keep_contents(recipe: TrainRecipe) -> None:
+    """Notes what the files that a run depends on hold; if it has checkpoints, compares it.
+
+    TrainingError naming the first that holds something else now.
+    """
+    path = recipe.output / CONTENTS
+    now = {
+        f"{key} = {one}": _content(one)
+        for key, one in _leaves(_fixed(recipe)).items()
+        if isinstance(one, Path) and one.exists()
+    }
+    if not checkpoints(recipe.output) or not path.is_file():
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    before = read_json_object(path)
+    for name, content in now.items():
+        if before.get(name, content) != content:
+            raise TrainingError(
+                f"{name}: it holds something else than when the run in {recipe.output} was begun; "
+                "expected what it held, another output, or that folder deleted"
+            )
+
+
+def _content(path: Path) -> str:
+    """A digest of a file, or of the files of a folder."""
+    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''}:{size}:".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                continue
+            for number in range(_BLOCKS):
+                stream.seek(number * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()
+
+
 def _fixed(recipe: TrainRecipe) -> dict[str, Any]:
     """What the weights depend on."""
     return {key: value for key, value in asdict(recipe).items() if key not in _FREE}
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
+def _flat(value: Any) -> dict[str, Any]:
     """Every leaf by its dotted key, as JSON keeps it."""
+    leaves = _leaves(value).items()
+    return {key: str(leaf) if isinstance(leaf, Path) else leaf for key, leaf in leaves}
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Every leaf by its dotted key."""
     if isinstance(value, Mapping):
         items = [(f"{key}.{name}" if key else str(name), one) for name, one in value.items()]
     elif isinstance(value, list | tuple):
         items = [(f"{key}[{index}]", one) for index, one in enumerate(value)]
     else:
-        return {key: str(value) if isinstance(value, Path) else value}
-    return {name: leaf for path, one in items for name, leaf in _flat(one, path).items()}
+        return {key: value}
+    return {name: leaf for path, one in items for name, leaf in _leaves(one, path).items()}

@@ -73,13 +73,12 @@ class RunPlan:
         """Each piece that some update learns from, once."""
         return [Piece(*row) for row in np.unique(self.pieces, axis=0).tolist()]
 
-    def packs(self, update: int, rank: int = 0, world: int = 1) -> list[Pack]:
-        """The packs that process `rank` of `world` works on; none where there are too few."""
-        packs = make_packs(self.corpora, self.samples(update), self.tokens_per_pack)
-        return packs[rank::world]
+    def packs(self, update: int) -> list[Pack]:
+        """The packs of an update."""
+        return make_packs(self.corpora, self.samples(update), self.tokens_per_pack)
 
     def tokens(self, update: int) -> int:
-        """Tokens of an update, of all processes together."""
+        """Tokens of an update."""
         return sum(piece.tokens for piece in self.samples(update))
 
 
@@ -191,8 +190,9 @@ def _budget(corpora: Sequence[Corpus], settings: DataSettings, curriculum: Curri
 def fitting(
     corpora: Sequence[Corpus], settings: DataSettings, positions: int, told: Told
 ) -> tuple[Corpus, ...]:
-    """The corpora without conversations and pairs that are longer than a pack or the positions.
+    """The corpora without conversations and pairs that are too long to be learned from.
 
+    They are longer than a pack, than the positions, or than a curriculum ever allows.
     `told` hears how many are left out. TrainingError naming the first, where the settings refuse
     them, and where none would be left.
     """
@@ -200,21 +200,25 @@ def fitting(
 
 
 def _fitting(corpus: Corpus, settings: DataSettings, positions: int, told: Told) -> Corpus:
-    longest = corpus.lengths.reshape(-1, corpus.parts).max(axis=1)
     size = settings.tokens_per_pack
-    too_long = ~corpus.cuttable & ((corpus.sample_tokens > size) | (longest > positions))
+    whole, longest = corpus.sample_tokens, corpus.lengths.reshape(-1, corpus.parts).max(axis=1)
+    limits = [("tokens_per_pack", size, whole), ("the model's positions", positions, longest)]
+    if lengths := Curriculum(settings.curriculum).length.values:
+        limits.append(("the longest curriculum.length", int(max(lengths)), whole))
+    too_long = ~corpus.cuttable & np.any([of > limit for _, limit, of in limits], axis=0)
     if not (count := int(too_long.sum())):
         return corpus
     if settings.long_samples == "skip" and count < len(corpus):
+        shown = " or ".join(f"{name} = {limit}" for name, limit, _ in limits)
         told(
-            f"{corpus.source.path}: {count} samples left out that are longer than tokens_per_pack "
-            f"= {size} or the model's {positions} positions, as long_samples = 'skip' says"
+            f"{corpus.source.path}: {count} samples left out that are longer than {shown}, "
+            "as long_samples = 'skip' says"
         )
         return corpus.only(np.flatnonzero(~too_long))
     first = int(np.flatnonzero(too_long)[0])
-    name, limit, tokens = "tokens_per_pack", size, corpus.tokens(first)
-    if tokens <= size:
-        name, limit, tokens = "the model's positions", positions, longest[first]
+    name, limit, tokens = next(
+        (name, limit, of[first]) for name, limit, of in limits if of[first] > limit
+    )
     more = f" ({count} such samples; long_samples = 'skip' leaves them out)" if count > 1 else ""
     raise TrainingError(
         f"{corpus.where(first)}: {tokens} tokens, more than {name} = {limit}, and only plain texts "

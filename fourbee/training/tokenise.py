@@ -122,21 +122,29 @@ def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator
         yield from (_encode(source, reader, loss, chunk) for chunk in _chunks(read_raw(source)))
         return
     pending: deque[Future[Corpus]] = deque()
-    unread: FourbeeError | None = None
+    unread: list[FourbeeError] = []
     # Not forked: the parent may have threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            for chunk in _chunks(read_raw(source)):
+            for chunk in _until_unread(_chunks(read_raw(source)), unread):
                 pending.append(pool.submit(_encode_in_process, source, folder, loss, chunk))
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
-        except FourbeeError as error:
-            unread = error
-        while pending:
-            yield pending.popleft().result()
-    if unread is not None:
-        raise unread
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if unread:
+        raise unread[0]
+
+
+def _until_unread(chunks: Iterator[Chunk], unread: list[FourbeeError]) -> Iterator[Chunk]:
+    """The chunks before what cannot be read; its error is kept, as one of them may be bad."""
+    try:
+        yield from chunks
+    except FourbeeError as error:
+        unread.append(error)
 
 
 def _chunks(samples: Numbered) -> Iterator[Chunk]:

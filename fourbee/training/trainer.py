@@ -25,7 +25,7 @@ from fourbee.training.learner import Learner
 from fourbee.training.optimizers import build_optimizers, learning_rate_at
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.rollouts import encode_prompts, sample_texts
-from fourbee.training.run_folder import own_run
+from fourbee.training.run_folder import keep_contents, own_run
 from fourbee.training.run_log import Log, open_log
 from fourbee.training.spike_guard import SpikeGuard
 from fourbee.training.stage import Batch, Stage, Sums, merged
@@ -63,8 +63,8 @@ class Trainer:
         self.recipe = recipe
         self.reporter = reporter
         with own_run(name, recipe):  # refused before data and weights are read
-            pass
-        recipe.expect_paths()
+            recipe.expect_paths()
+            keep_contents(recipe)
         keep_freed_memory()
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
@@ -167,7 +167,7 @@ class Trainer:
         if self.recipe.samples.prompts:
             texts = sample_texts(self.learner, self.recipe.samples)
             log({"samples": {"update": progress.update, "items": texts}})
-        enough = self.recipe.validation.enough if self.recipe.validation else 0.0
+        enough = self._enough
         exact = [values["exact"] for values in measured.values() if "exact" in values]
         return enough > 0 and bool(exact) and statistics.mean(exact) >= enough
 
@@ -177,12 +177,16 @@ class Trainer:
             return Progress()
         progress, state = found
         self.guard.restore(state["guard"])
-        self.ended = state["ended"]
+        self.ended = state["ended"] and state.get("enough", self._enough) == self._enough
         return progress
+
+    @property
+    def _enough(self) -> float:
+        return self.recipe.validation.enough if self.recipe.validation else 0.0
 
     def _save(self, progress: Progress) -> None:
         recipe = self.recipe
-        state = {"guard": self.guard.state(), "ended": self.ended}
+        state = {"guard": self.guard.state(), "ended": self.ended, "enough": self._enough}
         save_checkpoint(
             recipe.output, self.parameters, self.optimizers, progress, recipe.keep_checkpoints,
             state,

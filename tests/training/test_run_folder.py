@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fourbee.foundation.errors import TrainingError
+from fourbee.training import run_folder
 from fourbee.training.curriculum import CurriculumPoint
-from fourbee.training.run_folder import own_run
+from fourbee.training.run_folder import keep_contents, own_run
 from fourbee.training.sources import Source
 from fourbee.training.text import TextRecipe
 from fourbee.training.trainer import Trainer
@@ -126,6 +128,43 @@ def test_what_changes_no_weight_may_change(begun):
     with own_run("sft", replace(begun, output=moved)):
         pass
     assert refusal(replace(begun, output=moved, seed=9)).startswith("seed = 9: ")
+
+
+def test_files_that_hold_something_else_are_refused(begun, data_file, tmp_path):
+    """Data and weights that a run goes on with have to be those that it was begun with."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(bytes(1000))
+    recipe = replace(begun, init_from=weights)
+    keep_contents(recipe)
+    keep_contents(recipe)
+    data_file.write_text(data_file.read_text().replace("a", "e"))
+    with pytest.raises(TrainingError) as error:
+        keep_contents(recipe)
+    assert str(error.value) == (
+        f"data[0].path = {data_file}: it holds something else than when the run in "
+        f"{begun.output} was begun; expected what it held, another output, or that folder deleted"
+    )
+    keep_contents(replace(recipe, data=(Source(tmp_path / "absent.jsonl"),)))  # said elsewhere
+    (weights / "model.safetensors").write_bytes(b"1" * 1000)
+    with pytest.raises(TrainingError, match=r"^init_from = .*weights: it holds something else"):
+        keep_contents(replace(recipe, data=()))
+    shutil.rmtree(begun.output / "update-0000005")
+    keep_contents(recipe)  # before its first checkpoint a run may begin anew
+    keep_contents(recipe)
+
+
+def test_of_large_files_blocks_tell(begun, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_WHOLE", 0)
+    monkeypatch.setattr(run_folder, "_BLOCK", 10)
+    weights = tmp_path / "weights.gguf"
+    weights.write_bytes(bytes(5000))
+    recipe = replace(begun, init_from=weights)
+    keep_contents(recipe)
+    keep_contents(recipe)
+    weights.write_bytes(bytes(4999) + b"1")
+    with pytest.raises(TrainingError, match="it holds something else"):
+        keep_contents(recipe)
 
 
 def test_before_its_first_checkpoint_a_run_may_begin_anew(recipe):

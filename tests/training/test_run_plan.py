@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fourbee.foundation.errors import TrainingError, UsageError
+from fourbee.training.curriculum import CurriculumPoint
 from fourbee.training.run_plan import DataSettings, RunPlan, fitting, plan_run
 
 from .corpora import corpus_of
@@ -33,17 +34,6 @@ def test_the_same_arguments_give_the_same_plan_and_another_seed_another():
     assert not same(first, planned(corpus, seed=1))
     # What is in memory at once says nothing of what an update is.
     assert same(first, planned(corpus, tokens_per_pack=4000))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_the_packs_of_an_update(world):
-    plan = planned(corpus_of(LENGTHS), epochs=2)
-    for update in range(len(plan)):
-        shared = [plan.packs(update, rank, world) for rank in range(world)]
-        packs = [shared[index % world][index // world] for index in range(sum(map(len, shared)))]
-        whole = plan.packs(update)
-        assert [pack.documents for pack in packs] == [pack.documents for pack in whole]
-        assert all(np.array_equal(a.ids, b.ids) for a, b in zip(packs, whole, strict=True))
 
 
 def test_without_shuffling_samples_come_in_their_order_near_enough():
@@ -141,7 +131,7 @@ def test_what_is_too_long_and_may_not_be_cut_is_named_or_left_out():
     (left,) = fitting([pairs], skip, 149, told.append)
     assert told == [
         "a.jsonl: 1 samples left out that are longer than tokens_per_pack = 210 or the model's "
-        "149 positions, as long_samples = 'skip' says"
+        "positions = 149, as long_samples = 'skip' says"
     ]
     assert left.lengths.tolist() == [10, 20, 30, 40]
     assert [left.where(one) for one in range(len(left))] == ["a.jsonl:1", "a.jsonl:3"]
@@ -149,6 +139,11 @@ def test_what_is_too_long_and_may_not_be_cut_is_named_or_left_out():
     assert len(plan_run([left], skip, 0).samples(0)) == 2
     with pytest.raises(TrainingError, match=r"a\.jsonl:1: 20 tokens, more than the model's"):
         fitting([pairs], skip, 5, told.append)  # nothing would be left
+    data = replace(data, tokens_per_pack=400, curriculum=(CurriculumPoint(0.0, length=20),))
+    with pytest.raises(TrainingError, match=r"a\.jsonl:3: 300 tokens, more than the longest curr"):
+        fitting([corpus], data, 1000, told.append)
+    (left,) = fitting([corpus], replace(data, long_samples="skip"), 1000, told.append)
+    assert left.lengths.tolist() == [10, 20]
     texts = replace(corpus, cuttable=np.ones(4, np.bool_))
     plan = plan_run([texts], DataSettings(data=(texts.source,)), 0, positions=64)
     assert max(pack.positions.max() for pack in plan.packs(0)) < 64

@@ -238,6 +238,9 @@ def test_a_template_that_writes_two_prompts_for_a_pair_is_refused(tokenizer):
         ("alpaca", {"instruction": "say red", "input": "", "output": "red", "system": "be kind",
                     "history": [["say red", "red"]]},
          talk(says("system", "be kind"), ASKS, ANSWERS, ASKS, ANSWERS)),
+        ("alpaca", {"instruction": "say red", "output": "red", "difficulty": 7.0, "skill": "say",
+                    "language": "en", "source": "x"},
+         {**talk(ASKS, ANSWERS), "difficulty": 7.0, "skill": "say", "language": "en"}),
         ("dolly", {"instruction": "Who?", "context": "Ann.", "response": "Ann"},
          talk(says("user", "Ann.\n\nWho?"), says("assistant", "Ann"))),
         ("sharegpt", {"conversations": [

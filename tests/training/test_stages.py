@@ -16,8 +16,10 @@ from fourbee.foundation.errors import TrainingError, UsageError
 from fourbee.foundation.settings import build
 from fourbee.text.bpe import QWEN_CONTROL_TOKENS, save_tokenizer, train_bpe
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training import grpo, policy_losses
+from fourbee.training import policy_losses
 from fourbee.training.policy_losses import k3
+from fourbee.training.preference import swapped_answers
+from fourbee.training.samples import Document
 from fourbee.training.tokenizer import chat_template
 
 from .conftest import SilentReporter
@@ -198,8 +200,7 @@ def test_the_watched_kl_is_that_of_the_loss_and_is_computed_once(
         calls.append(len(logps))
         return k3(logps, other)
 
-    for module in (grpo, policy_losses):
-        monkeypatch.setattr(module, "k3", counted)
+    monkeypatch.setattr(policy_losses, "k3", counted)
     found = []
     for weight in (1e-9, 0.0):
         reporter = Silent()
@@ -240,6 +241,49 @@ def test_preferences_and_rewards_are_learned(data, start, tmp_path):
         assert reporter.validations[-1]["held_out"]["accuracy"] >= 0.5
 
 
+def test_a_curriculum_of_distillation_spans_its_updates_over_texts(data, start, tmp_path):
+    points = [
+        {"at": 0.0, "tokens_per_update": 60},
+        {"at": 1.0, "tokens_per_update": 200},
+    ]
+    reporter = Silent()
+    changes = {"updates": 20, "on_policy": 0.75, "curriculum": points}
+    run("distill", table("distill", data, start, tmp_path / "run", **changes), reporter)
+    before = [0, *(one["tokens"] for one in reporter.records)]
+    texts = [
+        after - earlier
+        for earlier, after, one in zip(before, before[1:], reporter.records, strict=False)
+        if "answer_tokens" not in one
+    ]
+    assert len(texts) == 5
+    assert texts[0] < 70 and texts[-1] > 110
+
+
+def test_a_baseline_is_of_answers_to_other_prompts():
+    def document(prompt: list[int], answer: list[int]) -> Document:
+        return [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
+
+    one, two = document([1, 1], [7]), document([1, 1], [8])
+    other, long = document([2], [9, 9]), document([3] * 6, [5])
+    assert swapped_answers([one, two], 100) == []
+    assert swapped_answers([one, two, other], 100) == [
+        document([2], [7]), document([2], [8]), document([1, 1], [9, 9])
+    ]  # fmt: skip
+    assert swapped_answers([one, long], 6) == [document([1, 1], [5])]
+
+
+def test_answers_to_one_prompt_have_no_baseline(data, start, tmp_path):
+    file = tmp_path / "one.jsonl"
+    lines = [{"prompt": "1", "completion": c, "label": c == "1"} for c in ("1", "2")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = table("kto", data, start, tmp_path / "run", tokens_per_update=2)
+    settings["data"] = [str(file)]
+    reporter = Silent()
+    run("kto", settings, reporter)
+    assert any("6 of 6 updates hold one answer" in told for told in reporter.told)
+    assert {record["baseline"] for record in reporter.records} == {0.0}
+
+
 def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
     reporter = Silent()
     settings = table(
@@ -258,6 +302,11 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("grpo", {"rewards": []}, "expected at least one"),
         ("grpo", {"rewards": [{"name": "exakt"}]}, "did you mean 'exact'"),
         ("grpo", {"watched": [{"name": "share"}]}, "rewards.name = 'share': the same reward twice"),
+        (
+            "grpo",
+            {"policy": {"gap_cap": 2.0}, "temperature": 0.5},
+            "policy.gap_cap = 2.0: expected 0 with temperature = 0.5",
+        ),
         ("grpo", {"answers_per_prompt": 1}, "answers_per_prompt = 1: expected 2 or more"),
         ("grpo", {"updates_per_rollout": 3}, "expected a divisor"),
         ("preference", {"preference": {"loss": "dpo2"}}, "preference.loss = 'dpo2'"),

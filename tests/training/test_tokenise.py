@@ -202,6 +202,11 @@ def test_any_number_of_processes_gives_the_same_corpus_and_the_first_error(
             lambda: tokenise(Source(path), tokenizer_folder, "assistant", workers=workers)  # noqa: B023
         )
         assert found.startswith(f"{path}:301: nothing to learn")
+    lines[10] = '{"text": ""}'
+    path.write_text("\n".join(lines))
+    for workers in (1, 2):
+        with pytest.raises(TrainingError, match=r"data\.jsonl:11: nothing to learn"):
+            tokenise(Source(path), tokenizer_folder, "assistant", workers=workers)
 
 
 def test_a_corpus_knows_of_each_sample_its_line_difficulty_label_and_answer(

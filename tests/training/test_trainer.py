@@ -132,6 +132,33 @@ def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
             one.refuses(float("nan"), 23, 0.0)
 
 
+def test_updates_with_nothing_to_learn_say_nothing_of_what_is_usual():
+    guard = SpikeGuard(Guard(spike=10.0, patience=2))
+    assert not any(guard.refuses(0.7 if n % 3 == 0 else 0.0, n, 0.0) for n in range(200))
+
+
+def test_spikes_are_no_numbers_that_are_not_finite():
+    guard = SpikeGuard(Guard(spike=10.0, patience=3))
+    assert not any(guard.refuses(1.0, n, 0.0) for n in range(20))
+    assert all(guard.refuses(norm, 20, 0.0) for norm in (11.0, 12.0, float("nan")))
+    assert guard.refuses(float("nan"), 23, 0.0)
+    with pytest.raises(TrainingError, match=r"3 updates in a row.* in another output"):
+        guard.refuses(float("nan"), 24, 0.0)
+
+
+def test_a_run_that_knew_enough_goes_on_where_more_is_asked_for(recipe, data_file):
+    def run(enough: float) -> int:
+        reporter = SilentReporter()
+        held_out = Validation(data_file, samples=2, enough=enough)
+        sft(replace(recipe, epochs=20, validate_every=5, validation=held_out), reporter)
+        return len(reporter.records)
+
+    first = run(0.2)
+    assert first
+    assert run(0.2) == 0
+    assert run(1.0) > 0
+
+
 def test_a_damaged_checkpoint_is_one_line(recipe):
     recipe = replace(recipe, epochs=1)
     pretrain(recipe, SilentReporter())
