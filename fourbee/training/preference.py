@@ -7,6 +7,7 @@ of answers to other prompts too, and keeps one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,11 @@ from fourbee.training.preference_losses import (
     unpaired_values,
 )
 from fourbee.training.samples import Document, Loss
+from fourbee.training.sources import Told
 from fourbee.training.stage import Batch, PartLoss, means
 from fourbee.training.trainer import Reporter, Trainer
+
+_PAUSE = 20.0  # seconds between two words about the reference's work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +60,14 @@ class PreferenceData:
     def __init__(
         self, corpora: Sequence[Corpus], learner: Learner, tokens_per_pack: int,
         known: Sequence[Piece],  # those that the reference is asked about, now
+        told: Told = lambda _: None,  # hears now and then how far that is
     ) -> None:  # fmt: skip
         self.corpora = tuple(corpora)
         self._tokens_per_pack = tokens_per_pack
         self._known: list[Tensor] | None = None
         if known:
             self._known = [
-                self._logps(learner, index, [one for one in known if one.corpus == index])
+                self._logps(learner, index, [one for one in known if one.corpus == index], told)
                 for index in range(len(self.corpora))
             ]
 
@@ -85,11 +90,16 @@ class PreferenceData:
         desirable = torch.tensor(labels)
         return PreferencePart(pack, reference, desirable, baseline)
 
-    def _logps(self, learner: Learner, corpus: int, pieces: Sequence[Piece]) -> Tensor:
+    def _logps(self, learner: Learner, corpus: int, pieces: Sequence[Piece], told: Told) -> Tensor:
         """Log-probability of each document of these samples of a corpus, as the network is now."""
         logps = torch.zeros(len(self.corpora[corpus].lengths))
+        packs = make_packs(self.corpora, pieces, self._tokens_per_pack)
+        told_at = time.monotonic()
         with torch.no_grad():
-            for pack in make_packs(self.corpora, pieces, self._tokens_per_pack):
+            for number, pack in enumerate(packs):
+                if time.monotonic() - told_at > _PAUSE:
+                    told(f"{self.corpora[corpus].source.path}: {number / len(packs):.0%}")
+                    told_at = time.monotonic()
                 rows = _rows(self.corpora, [pieces[index] for index in pack.documents])
                 logps[rows] = sum_by_document(learner.logps(pack), pack).float().cpu()
         return logps
@@ -110,7 +120,7 @@ class PreferenceStage(DataStage):
         drawn, others = self.plan.drawn(), whole_samples(held_out)
         if not self.form.reference:
             drawn, others = [], []
-        self.data = PreferenceData(self.plan.corpora, learner, size, drawn)
+        self.data = PreferenceData(self.plan.corpora, learner, size, drawn, reporter.preparing)
         self.held_out = PreferenceData(held_out, learner, size, others) if held_out else None
         self.reference = None if self.form.paired else learner.frozen()
         alone = int((np.diff(self.plan.offsets) == 1).sum())
