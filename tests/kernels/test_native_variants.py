@@ -13,6 +13,7 @@ TESTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", native.isas()[:-1])
 def test_the_kernels_in_another_instruction_set(isa: str) -> None:
     done = subprocess.run(

@@ -141,7 +141,11 @@ def trajectory(start, tmp_path_factory):
     return trajectory_of
 
 
-STAGES = ["pretrain", "sft", "preference", pytest.param("reward", marks=pytest.mark.slow)]
+# Of the quick tests one stands for all.
+STAGES = [
+    "sft",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("pretrain", "preference", "reward")),
+]
 
 
 @pytest.mark.parametrize("name", STAGES)
