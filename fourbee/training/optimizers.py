@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fourbee.training.checks import at_least, expect
+from fourbee.training.checks import at_least, expect, read_only_with
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class OptimizerSettings:
                 expect(0 <= value < 1, name, value, "0 or more, below 1")
             elif name in ("decay_fraction", "final_fraction"):
                 expect(0 <= value <= 1, name, value, "a share from 0 to 1")
+        read_only_with(self, "matrices", ("muon",), "matrix_rate", "momentum")
+        read_only_with(self, "schedule", ("wsd",), "decay_fraction")
 
 
 def build_optimizers(

@@ -116,6 +116,18 @@ def test_a_step_of_muon_has_orthogonal_rows_of_the_size_of_adamw_s():
         ({"warmup_updates": -1}, "warmup_updates = -1: expected at least 0"),
         ({"decay_fraction": 1.5}, "decay_fraction = 1.5: expected a share from 0 to 1"),
         ({"final_fraction": -0.5}, "final_fraction = -0.5: expected a share from 0 to 1"),
+        (
+            {"matrix_rate": 2.0},
+            'matrix_rate = 2.0: expected 1.0, as only matrices = "muon" reads it',
+        ),
+        (
+            {"momentum": 0.9},
+            'momentum = 0.9: expected 0.95, as only matrices = "muon" reads it',
+        ),
+        (
+            {"schedule": "cosine", "decay_fraction": 0.5},
+            'decay_fraction = 0.5: expected 0.2, as only schedule = "wsd" reads it',
+        ),
     ],
 )
 def test_settings_out_of_range_are_one_line(settings, message):
