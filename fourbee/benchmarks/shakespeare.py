@@ -35,20 +35,20 @@ from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
 # machines slow down. More updates a second than any machine makes.
 _FLAT, _FILLED, _MOST_UPDATES_A_SECOND = 0.55, 0.92, 10
 
+MODEL: Mapping[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 48,
+    "max_position_embeddings": 256,
+}
 OURS: Mapping[str, Any] = {
     "tokens_per_update": 2048,
     "tokens_per_pack": 2048,
     "precision": "float32",
     "threads": 1,
-    "model": {
-        "hidden_size": 192,
-        "intermediate_size": 576,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 48,
-        "max_position_embeddings": 256,
-    },
     "optimizer": {
         "matrices": "muon",
         "learning_rate": 4e-3,
@@ -95,7 +95,6 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     run = folder / f"ours-{int(time.time())}"
     table = {
         **OURS,
-        "output": str(run),
         "data": [str(folder / "train.txt")],
         "tokenizer": str(folder / "tokenizer"),
         "validation": {"path": str(folder / "val.txt")},
@@ -104,7 +103,8 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     }
     curve = _Curve(started, _FLAT * seconds)
     # The plan of a run is made whole: no longer than it can be needed.
-    flat = build(TextRecipe, table | {"updates": int(seconds * _MOST_UPDATES_A_SECOND)})
+    updates = int(seconds * _MOST_UPDATES_A_SECOND)
+    flat = build(TextRecipe, table | {"output": str(run), "updates": updates, "model": MODEL})
     with suppress(KeyboardInterrupt):
         pretrain(replace(flat, optimizer=replace(flat.optimizer, decay_fraction=0.0)), curve)
     last = max(run.glob("update-*"))

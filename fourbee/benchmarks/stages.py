@@ -84,6 +84,8 @@ class Bench:
         if "tokenizer" in table:
             table["tokenizer"] = str(self.folder / "tokenizer")
         table |= {"output": str(output), "seed": seed, "threads": self.threads}
+        if "init_from" in changes:
+            table.pop("model", None)
         for key, value in changes.items():
             table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
         return self.once(output, f"{name}, seed {seed}", train, build(kind, table))

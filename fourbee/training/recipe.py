@@ -141,6 +141,8 @@ class TrainRecipe:
         expect(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
         if self.tokenizer is None and self.init_from is None:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
+        if self.model != ModelShape() and self.init_from is not None:
+            raise UsageError("model with init_from: expected one of them, as weights have a shape")
         if self.lora is not None and self.init_from is None:
             raise UsageError("lora without init_from: an adapter needs a model that it adapts")
         if self.init_adapter_from is not None and self.lora is None:

@@ -278,6 +278,7 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("sft", {"init_from": 3}, "init_from = 3: expected a path, as a string"),
         ("sft", {"mixture": {"exponent": math.nan}}, "^mixture.exponent = nan: expected a finite"),
         ("sft", {"model": {"hidden_size": 0}}, "^model.hidden_size = 0: expected more than 0"),
+        ("sft", {"model": {"hidden_size": 128}}, "^model with init_from: expected one of them"),
         ("sft", {"samples": {"max_tokens": 0}}, "^samples.max_tokens = 0: expected at least 1"),
         ("sft", {"validation": {"path": "a", "samples": 0}}, "^validation.samples = 0: expected"),
         ("sft", {"validation": {"path": "a", "enough": 2}}, "^validation.enough = 2.0: expected"),
