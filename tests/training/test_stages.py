@@ -240,6 +240,12 @@ def test_preferences_and_rewards_are_learned(data, start, tmp_path):
         assert reporter.validations[-1]["held_out"]["accuracy"] >= 0.5
 
 
+def test_a_reward_model_is_written_as_export_type_says(data, start, tmp_path):
+    settings = table("reward", data, start, tmp_path, updates=1, export_type="bfloat16")
+    weights = load_file(run("reward", settings, SilentReporter()) / "model.safetensors")
+    assert {one.dtype for one in weights.values()} == {torch.bfloat16}
+
+
 def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
     reporter = Silent()
     settings = table(
