@@ -6,6 +6,7 @@ Frozen and checked when it is made: UsageError names the key, its value and what
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
@@ -149,9 +150,9 @@ class TrainRecipe:
             raise UsageError("init_adapter_from without lora: expected the adapter's own settings")
         if self.positions != Positions() and self.init_from is None:
             raise UsageError("positions without init_from: expected them in the table 'model'")
-        kind = self.device.partition(":")[0]
-        expect(kind in ("cpu", "cuda"), "device", repr(self.device), "cpu or cuda")
-        if kind == "cuda":
+        known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        expect(known, "device", repr(self.device), "cpu or cuda, or cuda:N of several")
+        if self.device != "cpu":
             import torch
 
             if not torch.cuda.is_available():
