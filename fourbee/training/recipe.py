@@ -65,7 +65,7 @@ class Validation:
     """Held-out samples measured during training: loss, and samples whose answer is all right."""
 
     path: Path
-    samples: int = 32  # of each skill
+    samples: int = 32  # of each skill; of pairs, labelled answers and tasks the file's first
     format: str = "auto"  # as of a source
     bad_samples: BadSamples = "refuse"  # as of a source
     take: Take = "whole"  # as of a source

@@ -30,6 +30,13 @@ def test_decay_ends_near_the_final_fraction():
     assert min(rates) > 0.1
 
 
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
+def test_the_final_fraction_would_be_that_of_the_update_after_the_last(kind):
+    made = OptimizerSettings(learning_rate=1.0, warmup_updates=0, schedule=kind, final_fraction=0.1)
+    assert learning_rate_at(9, 10, made) > 0.1
+    assert learning_rate_at(10, 10, made) == pytest.approx(0.1)
+
+
 def test_without_warm_up_or_decay_the_rate_is_flat():
     assert schedule(5, warmup_updates=0, decay_fraction=0.0) == [1.0] * 5
 
