@@ -78,7 +78,11 @@ def check(
         typer.Option(help="Whose form: auto (ours), alpaca, dolly, sharegpt, hh, kto, gsm8k, ..."),
     ] = "auto",
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count bad samples; do not end at the first.")
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Count bad samples, do not end at the first; a line that is not JSON ends either.",
+        ),
     ] = False,
 ) -> None:
     """Read samples as training does: what they are, how long, what is learned, what is wrong."""
