@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,20 @@ from fourbee.training.tokenizer import TokenizerRecipe, train_tokenizer
 # machines slow down. More updates a second than any machine makes.
 _FLAT, _FILLED, _MOST_UPDATES_A_SECOND = 0.55, 0.92, 10
 
+MODEL: Mapping[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 48,
+    "max_position_embeddings": 256,
+}
 OURS: Mapping[str, Any] = {
     "tokens_per_update": 2048,
     "tokens_per_pack": 2048,
     "precision": "float32",
     "threads": 1,
-    "model": {
-        "hidden_size": 192,
-        "intermediate_size": 576,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 48,
-        "max_position_embeddings": 256,
-    },
     "optimizer": {
         "matrices": "muon",
         "learning_rate": 4e-3,
@@ -95,7 +94,6 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     run = folder / f"ours-{int(time.time())}"
     table = {
         **OURS,
-        "output": str(run),
         "data": [str(folder / "train.txt")],
         "tokenizer": str(folder / "tokenizer"),
         "validation": {"path": str(folder / "val.txt")},
@@ -104,9 +102,9 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     }
     curve = _Curve(started, _FLAT * seconds)
     # The plan of a run is made whole: no longer than it can be needed.
-    flat = build(TextRecipe, table | {"updates": int(seconds * _MOST_UPDATES_A_SECOND)})
-    with suppress(KeyboardInterrupt):
-        pretrain(replace(flat, optimizer=replace(flat.optimizer, decay_fraction=0.0)), curve)
+    updates = int(seconds * _MOST_UPDATES_A_SECOND)
+    flat = build(TextRecipe, table | {"output": str(run), "updates": updates, "model": MODEL})
+    _until_stopped(replace(flat, optimizer=replace(flat.optimizer, decay_fraction=0.0)), curve)
     last = max(run.glob("update-*"))
     pace = (time.monotonic() - started) / int(last.name.partition("-")[2])
     left = seconds - (time.monotonic() - started)
@@ -127,6 +125,15 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     return curve.points
 
 
+def _until_stopped(recipe: TextRecipe, curve: _Curve) -> None:
+    """Trains until `curve` interrupts the run; another's Ctrl-C goes on to whoever started both."""
+    try:
+        pretrain(recipe, curve)
+    except KeyboardInterrupt:
+        if not curve.stopped:
+            raise
+
+
 def _export(checkpoint: Path, recipe: TextRecipe, folder: Path) -> None:
     """The weights of a training checkpoint as a model's folder."""
     model = Learner.from_recipe(recipe).model
@@ -141,15 +148,15 @@ class _Curve:
 
     def __init__(self, started: float, until: float) -> None:
         self._started, self._until = started, until
-        self._stopped = False
+        self.stopped = False
         self.points: list[dict[str, float]] = []
 
     def preparing(self, message: str) -> None:
         pass
 
     def update(self, done: int, total: int, record: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._started > self._until and not self._stopped:
-            self._stopped = True
+        if time.monotonic() - self._started > self._until and not self.stopped:
+            self.stopped = True
             os.kill(os.getpid(), signal.SIGINT)
 
     def validation(self, record: Mapping[str, Any]) -> None:

@@ -55,21 +55,22 @@ class Bench:
 
     def prepare(self) -> None:
         """Writes data and tokenizer, once."""
-        if (self.folder / "tokenizer" / "tokenizer.json").is_file():
+        tokenizer = self.folder / "tokenizer"
+        if (tokenizer / "tokenizer.json").is_file():
             return
         write_abacus(
             build(AbacusRecipe, read_toml(self.recipes / "data.toml") | {"output": str(self.data)})
         )
-        conversations = self.data / "conversations.jsonl"
-        train_tokenizer(
-            TokenizerRecipe(
-                self.folder / "tokenizer", (conversations,), vocab_size=384, han=False,
-                context_length=128,
-            )
-        )  # fmt: skip
+        table = read_toml(self.recipes / "tokenizer.toml")
+        table |= {"output": str(tokenizer), "data": self.moved(table["data"])}
+        train_tokenizer(build(TokenizerRecipe, table))
+
+    def moved(self, paths: Sequence[str]) -> list[str]:
+        """A recipe's files of data, where this bench has them."""
+        return [str(self.data / Path(path).name) for path in paths]
 
     def run(self, recipe: str, name: str, seed: int, **changes: Any) -> Path:
-        """Runs a recipe, or takes what an earlier call left; returns the model's folder.
+        """Runs a recipe, or goes on with what an earlier call left; returns the model's folder.
 
         Recipes are named by their stage; what follows a dash tells several of one stage apart.
         """
@@ -79,21 +80,24 @@ class Bench:
         output = self.folder / f"{name}-{seed}"
         for key in ("data", "tasks"):
             if key in table:
-                table[key] = [str(self.data / Path(path).name) for path in table[key]]
-        table["validation"]["path"] = str(self.data / Path(table["validation"]["path"]).name)
+                table[key] = self.moved(table[key])
+        [table["validation"]["path"]] = self.moved([table["validation"]["path"]])
         if "tokenizer" in table:
             table["tokenizer"] = str(self.folder / "tokenizer")
         table |= {"output": str(output), "seed": seed, "threads": self.threads}
+        if "init_from" in changes:
+            table.pop("model", None)
         for key, value in changes.items():
             table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
-        return self.once(output, f"{name}, seed {seed}", train, build(kind, table))
+        return self.train(f"{name}, seed {seed}", train, build(kind, table))
 
-    def once(self, output: Path, told: str, train: Callable[..., Path], recipe: Any) -> Path:
-        """Trains into a folder, or takes what an earlier call left; returns the model's folder."""
-        if not (output / "model" / "config.json").is_file():
-            self.reporter.preparing(told)
-            train(recipe, self.reporter)
-        return output / "model"
+    def train(self, told: str, train: Callable[..., Path], recipe: Any) -> Path:
+        """The model's folder of a run, which is only written again if it is done.
+
+        That is the trainer's to see: it refuses a folder that has another recipe's run.
+        """
+        self.reporter.preparing(told)
+        return train(recipe, self.reporter)
 
 
 def from_examples_to_rewards(bench: Bench, seeds: Sequence[int]) -> Results:
@@ -246,12 +250,12 @@ def small_languages(bench: Bench, seeds: Sequence[int]) -> Results:
         for seed in seeds:
             output = folder / f"run-{exponent}-{seed}"
             recipe = build(TextRecipe, dict(_LANGUAGES) | {
-                "output": str(output), "data": sources, "seed": seed,
+                "output": str(output), "data": sources, "seed": seed, "threads": bench.threads,
                 "tokenizer": str(folder / "tokenizer"),
                 "mixture": {"by": "language", "exponent": exponent},
                 "validation": {"path": str(folder / "held-out.jsonl"), "samples": 10**6},
             })  # fmt: skip
-            bench.once(output, f"{name}, seed {seed}", pretrain, recipe)
+            bench.train(f"{name}, seed {seed}", pretrain, recipe)
             bench.shown.append(output)
             measured = _validations(output)[-1]
             for language in texts:
@@ -265,7 +269,6 @@ _LANGUAGES: Mapping[str, Any] = {
     "tokens_per_update": 2048,
     "tokens_per_pack": 2048,
     "precision": "float32",
-    "threads": 1,
     "validate_every": 400,
     "checkpoint_every": 400,
     "model": {

@@ -12,7 +12,7 @@ from rich.progress import track
 if TYPE_CHECKING:
     from fourbee.training.inspection import Inspection
 
-from fourbee.cli.options import Explain, Model, Recipe, Set
+from fourbee.cli.options import Explain, Format, Model, Recipe, Set
 from fourbee.foundation.errors import TrainingError, UsageError
 
 data_app = typer.Typer(
@@ -73,12 +73,13 @@ def check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer's folder, instead of a model's own.")
     ] = None,
-    format: Annotated[
-        str,
-        typer.Option(help="Whose form: auto (ours), alpaca, dolly, sharegpt, hh, kto, gsm8k, ..."),
-    ] = "auto",
+    format: Format = "auto",
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Count bad samples; do not end at the first.")
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Count bad samples, do not end at the first; a line that is not JSON ends either.",
+        ),
     ] = False,
 ) -> None:
     """Read samples as training does: what they are, how long, what is learned, what is wrong."""

@@ -79,4 +79,8 @@ Set = Annotated[
 Explain = Annotated[
     bool, typer.Option("--explain", help="Print every setting and where it came from, then stop.")
 ]
+Format = Annotated[
+    str,
+    typer.Option(help="Whose form: auto (ours), alpaca, dolly, sharegpt, hh, kto, gsm8k, ..."),
+]
 Recipe = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]

@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fourbee.cli.options import Model
+from fourbee.cli.options import Format, Model
 from fourbee.foundation.errors import UsageError
 
 if TYPE_CHECKING:
     from fourbee.text.tokenizer import Tokenizer
     from fourbee.training.samples import Document
+    from fourbee.training.sources import Source
 
 
 def tokens(
@@ -28,6 +29,7 @@ def tokens(
             "samples: shows the loss mask, of a preference pair both sides."
         ),
     ] = None,
+    format: Format = "auto",
     line: Annotated[int, typer.Option(min=1, help="Which line of the conversation file.")] = 1,
     control: Annotated[
         bool, typer.Option("--control", help="Read <|im_start|> and the like as control tokens.")
@@ -37,6 +39,7 @@ def tokens(
     """Show the tokens of a text, or of a conversation: what is learned stands out in green."""
     from fourbee.engine.checkpoint import open_checkpoint
     from fourbee.model.hub import resolve_model
+    from fourbee.training.sources import Source
 
     if (text is None) == (conversation is None):
         raise UsageError('expected either a text, as in fourbee tokens "Hello", or --conversation')
@@ -46,7 +49,7 @@ def tokens(
         documents: Sequence[Document] = [(ids, [False] * len(ids))]
     else:
         assert conversation is not None
-        documents = _documents(tokenizer, conversation, line)
+        documents = _documents(tokenizer, Source(conversation, format=format), line)
     console = Console(highlight=False)
     for ids, learned in documents:
         console.print(pieces(tokenizer, ids, learned, console.color_system is not None))
@@ -55,18 +58,18 @@ def tokens(
         console.print(summary, style="bold")
 
 
-def _documents(tokenizer: Tokenizer, path: Path, line: int) -> Sequence[Document]:
+def _documents(tokenizer: Tokenizer, source: Source, line: int) -> Sequence[Document]:
     """The sample at that place of the file: one document, or both of a preference pair."""
     from fourbee.text.chat_format import ChatFormat
-    from fourbee.training.samples import encode_pair, encode_sample, form_of
-    from fourbee.training.sources import Source, read_samples
+    from fourbee.training.inspection import encode_by_form
+    from fourbee.training.sources import each_sample, read_raw
 
-    for _, sample in islice(read_samples(Source(path)), line - 1, line):
-        chat = ChatFormat(tokenizer)
-        if form_of(sample) == "pair":
-            return encode_pair(sample, tokenizer, chat)
-        return [encode_sample(sample, tokenizer, chat)]
-    raise UsageError(f"--line {line}: {path} has fewer lines")
+    chat = ChatFormat(tokenizer)
+    chosen = islice(read_raw(source), line - 1, line)
+    for _, made in each_sample(source, chosen, lambda one: encode_by_form(one, tokenizer, chat)):
+        assert made is not None  # a bad one is refused
+        return made.documents
+    raise UsageError(f"--line {line}: {source.path} has fewer lines")
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int], learned: list[bool], colour: bool) -> Text:

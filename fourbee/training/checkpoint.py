@@ -61,7 +61,7 @@ def save_checkpoint(
         for name, content in files.items():
             save_file(content, partial / name)
         (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
-        for path in partial.iterdir():
+        for path in [*partial.iterdir(), partial]:
             _sync(path)
         if final.exists():
             shutil.rmtree(final)

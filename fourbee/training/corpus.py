@@ -1,7 +1,8 @@
 """A source as tokens: documents one after another, tokenised once and kept on disk.
 
-Arrays are mapped into memory, so that a corpus may be larger than that. Not here: what a sample
-means (`samples.py`), and which samples an update has (`run_plan.py`).
+Arrays of a kept corpus are mapped into memory, so that runs share them and read what they need;
+while it is tokenised all of it is in memory. Not here: what a sample means (`samples.py`), and
+which samples an update has (`run_plan.py`).
 """
 
 from __future__ import annotations

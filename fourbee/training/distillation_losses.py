@@ -16,7 +16,7 @@ from torch import Tensor
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Linear
 from fourbee.kernels.torch_ops import TorchOperations
-from fourbee.training.checks import expect
+from fourbee.training.checks import expect, read_only_with
 from fourbee.training.losses import (
     HeadGradients,
     accumulation_type,
@@ -49,6 +49,7 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         expect(0 < self.beta < 1, "beta", self.beta, "above 0, below 1")
         expect(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        read_only_with(self, "divergence", ("jsd",), "beta")
 
 
 def distillation_loss(

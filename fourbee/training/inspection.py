@@ -1,4 +1,4 @@
-"""What a source holds, as training would read it: for `fourbee data check`."""
+"""What a source holds, as training would read it: for `fourbee data check` and `tokens`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ class Inspection:
         return dict(zip(names, values.astype(int).tolist(), strict=True))
 
 
+def encode_by_form(sample: Sample, tokenizer: Tokenizer, chat: ChatFormat) -> Encoded:
+    """The tokens of a sample as the stage learns them that its form is for."""
+    form = form_of(sample)
+    loss = _LOSSES.get(form, "assistant") if form else "assistant"
+    return encode(sample, loss, tokenizer, chat)
+
+
 def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
     """Reads all samples. TrainingError names file and line of the first bad one."""
     chat = ChatFormat(tokenizer)
@@ -55,9 +62,7 @@ def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
     first: Encoded | None = None
 
     def make(sample: Sample) -> tuple[Sample, Form | None, Encoded]:
-        form = form_of(sample)
-        loss = _LOSSES.get(form, "assistant") if form else "assistant"
-        return sample, form, encode(sample, loss, tokenizer, chat)
+        return sample, form_of(sample), encode_by_form(sample, tokenizer, chat)
 
     for _, made in each_sample(source, read_raw(source), make):
         if made is None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fourbee.training.checks import at_least, expect
+from fourbee.training.checks import at_least, expect, read_only_with
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class OptimizerSettings:
     warmup_updates: int = 100
     schedule: Literal["wsd", "cosine"] = "wsd"  # warm-up, stable, decay; or one half of a cosine
     decay_fraction: float = 0.2  # wsd: share of the updates at the end that decay
-    final_fraction: float = 0.0  # of the learning rate, at the last update
+    final_fraction: float = 0.0  # of the learning rate, that the end would have
 
     def __post_init__(self) -> None:
         at_least(0, self, "epsilon", "weight_decay", "clip", "warmup_updates")
@@ -40,6 +40,8 @@ class OptimizerSettings:
                 expect(0 <= value < 1, name, value, "0 or more, below 1")
             elif name in ("decay_fraction", "final_fraction"):
                 expect(0 <= value <= 1, name, value, "a share from 0 to 1")
+        read_only_with(self, "matrices", ("muon",), "matrix_rate", "momentum")
+        read_only_with(self, "schedule", ("wsd",), "decay_fraction")
 
 
 def build_optimizers(
@@ -84,8 +86,9 @@ def build_optimizers(
 def learning_rate_at(update: int, total: int, settings: OptimizerSettings) -> float:
     """Warm-up, then a flat stretch and linear decay, or a cosine; updates count from 0.
 
-    Both end at `final_fraction`. WSD: Hu et al. 2024 (arXiv 2404.06395); cosine: Loshchilov &
-    Hutter 2017 (arXiv 1608.03983).
+    Both go towards `final_fraction` and would have it at update `total`, one after the last, which
+    so learns at a little more: at 0 it would learn nothing. A decay of a single update is none.
+    WSD: Hu et al. 2024 (arXiv 2404.06395); cosine: Loshchilov & Hutter 2017 (arXiv 1608.03983).
     """
     if update < settings.warmup_updates:
         return settings.learning_rate * (update + 1) / settings.warmup_updates

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fourbee.foundation.errors import UsageError
-from fourbee.training.checks import expect
+from fourbee.training.checks import expect, read_only_with
 
 PreferenceLossName = Literal[
     "sigmoid", "cdpo", "robust", "hinge", "ipo", "simpo", "orpo", "apo_zero", "apo_down", "kto"
@@ -26,7 +26,7 @@ PreferenceLossName = Literal[
 
 @dataclass(frozen=True)
 class PreferenceSettings:
-    """Which loss, and its constants; a constant that a loss does not name is not used by it."""
+    """Which loss, and its constants; one that names losses is refused with all others."""
 
     loss: PreferenceLossName = "sigmoid"
     beta: float = 0.1  # scale of the scores; IPO's tau
@@ -49,6 +49,10 @@ class PreferenceSettings:
         for name in (*weights, "sft_weight"):
             value = getattr(self, name)
             expect(0 <= value < math.inf, name, value, "0 or more")
+        read_only_with(self, "loss", ("cdpo", "robust"), "label_smoothing")
+        read_only_with(self, "loss", ("simpo",), "simpo_gamma")
+        read_only_with(self, "loss", ("orpo",), "orpo_lambda")
+        read_only_with(self, "loss", ("kto",), "desirable_weight", "undesirable_weight")
 
 
 @dataclass(frozen=True)

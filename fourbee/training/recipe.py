@@ -6,6 +6,7 @@ Frozen and checked when it is made: UsageError names the key, its value and what
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,7 @@ class Validation:
     """Held-out samples measured during training: loss, and samples whose answer is all right."""
 
     path: Path
-    samples: int = 32  # of each skill
+    samples: int = 32  # of each skill; of pairs, labelled answers and tasks the file's first
     format: str = "auto"  # as of a source
     bad_samples: BadSamples = "refuse"  # as of a source
     take: Take = "whole"  # as of a source
@@ -141,15 +142,17 @@ class TrainRecipe:
         expect(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
         if self.tokenizer is None and self.init_from is None:
             raise UsageError("missing key 'tokenizer': expected a folder with tokenizer.json")
+        if self.model != ModelShape() and self.init_from is not None:
+            raise UsageError("model with init_from: expected one of them, as weights have a shape")
         if self.lora is not None and self.init_from is None:
             raise UsageError("lora without init_from: an adapter needs a model that it adapts")
         if self.init_adapter_from is not None and self.lora is None:
             raise UsageError("init_adapter_from without lora: expected the adapter's own settings")
         if self.positions != Positions() and self.init_from is None:
             raise UsageError("positions without init_from: expected them in the table 'model'")
-        kind = self.device.partition(":")[0]
-        expect(kind in ("cpu", "cuda"), "device", repr(self.device), "cpu or cuda")
-        if kind == "cuda":
+        known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        expect(known, "device", repr(self.device), "cpu or cuda, or cuda:N of several")
+        if self.device != "cpu":
             import torch
 
             if not torch.cuda.is_available():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from fourbee.foundation.errors import ModelFileError
 from fourbee.foundation.json_files import read_json_object
-from fourbee.kernels.torch_ops import TorchOperations
+from fourbee.kernels.torch_ops import DTYPES, TorchOperations
 from fourbee.model.checkpoint_files import (
     CONFIG_FILE,
     find_tensors,
@@ -23,8 +22,13 @@ from fourbee.training.network import HEAD, SCORE, TrainableQwen3
 ARCHITECTURE = "Qwen3ForSequenceClassification"
 
 
-def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) -> None:
-    """Writes weights (with an adapter merged), reward vector, configuration and tokenizer."""
+def export_reward_model(
+    folder: Path, model: TrainableQwen3, tokenizer: Path, export_type: str = "float32"
+) -> None:
+    """Writes weights (with an adapter merged), reward vector, configuration and tokenizer.
+
+    All tensors are of the type `export_type`, as transformers keeps them: of one.
+    """
     more = {
         "architectures": [ARCHITECTURE],
         "num_labels": 1,
@@ -35,12 +39,13 @@ def export_reward_model(folder: Path, model: TrainableQwen3, tokenizer: Path) ->
         "pad_token_id": model.config.vocab_size - 1,
     }
     merged = model.merged_tensors() | {SCORE: model.all_tensors()[SCORE]}
-    single = np.dtype(np.float32)
-    layout = {name: (single, shape) for name, shape in _shapes(model.config).items()}
+    dtype, ops = DTYPES[export_type], TorchOperations()
+    config = replace(model.config, torch_dtype=export_type)
+    stored = ops.to_numpy(merged[SCORE].to(dtype)).dtype
+    layout = {name: (stored, shape) for name, shape in _shapes(config).items()}
     write_checkpoint(
-        folder, model.config, layout, lambda name: merged[name].detach().float().cpu().numpy(),
-        more=more,
-    )  # fmt: skip
+        folder, config, layout, lambda name: ops.to_numpy(merged[name].to(dtype)), more=more
+    )
     copy_tokenizer(tokenizer, folder)
 
 

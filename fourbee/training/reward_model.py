@@ -86,7 +86,8 @@ class RewardStage(DataStage):
         return {"held_out": means([self.loss(pack) for pack in packs], len(pieces))}
 
     def export(self, folder: Path) -> None:
-        export_reward_model(folder, self.learner.model, self.recipe.tokenizer_folder)
+        recipe = self.recipe
+        export_reward_model(folder, self.learner.model, recipe.tokenizer_folder, recipe.export_type)
 
 
 class Scorer:

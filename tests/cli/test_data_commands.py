@@ -69,3 +69,29 @@ def test_tokens_of_a_pair_are_those_of_both_sides(fourbee, write):
     assert outcome.out.count(" learned") == 2
     assert "⟦red<|im_end|>⟧" in outcome.out
     assert "⟦blue, or green<|im_end|>⟧" in outcome.out
+
+
+def test_tokens_of_every_form_show_what_its_stage_learns(fourbee, write):
+    prompt = TALK["messages"][:1]
+    path = write(
+        "a.jsonl",
+        {"prompt": prompt, "completion": "red", "label": False},
+        {"prompt": prompt, "answer": "red"},
+        {"question": "1+2?", "answer": "3\n#### 4"},
+        {"text": ""},
+    )
+
+    def shown(line: int, *words: str) -> str:
+        outcome = fourbee("tokens", "--conversation", path, "--line", str(line), *words)
+        assert outcome.code == 0
+        return outcome.out
+
+    assert "⟦red<|im_end|>⟧" in shown(1)
+    assert "say red" in shown(2)
+    assert " learned" not in shown(2)
+    assert "#### 4<|im_end|>⟧" in shown(3, "--format", "gsm8k")
+    outcome = fourbee("tokens", "--conversation", path, "--line", "4")
+    assert outcome.code != 0
+    assert outcome.err == (
+        f"fourbee: {path}:4: nothing to learn: no assistant turn or completion\n"
+    )

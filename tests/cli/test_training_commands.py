@@ -154,6 +154,8 @@ def test_explain_of_data_says_all_and_writes_nothing(fourbee, folder):
          "held_out, unseen"),
         (("samples = 6", "samples = 'six'"),
          "files[1].phases[0].samples = 'six': expected a whole number"),
+        (("samples = 6", "samples = -6"),
+         "files[1].phases[0].samples = -6: expected at least 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_data_recipe_is_one_line(fourbee, tmp_path, change, message):

@@ -116,6 +116,22 @@ def test_what_a_killed_run_left_is_removed_and_never_loaded(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["update-0000003", "update-0000005"]
 
 
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(model, tmp_path, monkeypatch):
+    done = []
+    replace_folder = os.replace
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("renamed")
+        replace_folder(source, target)
+
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(checkpoint.os, "replace", renamed)
+    save(tmp_path, model)
+    files = ["model.safetensors", "optimizer.safetensors", "progress.json"]
+    assert sorted(done[:3]) == files
+    assert done[3:] == ["update-0000001.partial", "renamed", tmp_path.name]
+
+
 def test_no_checkpoint_is_a_new_run(model, tmp_path):
     assert load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0)) is None
 

@@ -157,3 +157,10 @@ def test_another_vocabulary_is_refused():
 def test_settings_out_of_range_are_refused_by_name(key, value):
     with pytest.raises(UsageError, match=f"{key} = {value}: expected above 0"):
         DistillationSettings(**{key: value})
+
+
+def test_beta_is_refused_where_only_jsd_would_read_it():
+    for divergence in ("forward_kl", "reverse_kl"):
+        with pytest.raises(UsageError) as error:
+            DistillationSettings(divergence, beta=0.3)
+        assert str(error.value) == ('beta = 0.3: expected 0.5, as only divergence = "jsd" reads it')

@@ -87,6 +87,7 @@ def continued(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         output=folder / "long",
         data=(write_texts(folder / "long.jsonl", 100, 300, 2),),
         init_from=pretrain(short, SilentReporter()),
+        model=ModelShape(),
         positions=Positions(LONGER_BASE, LONG),
         tokens_per_update=1024,
         updates=40,

@@ -23,7 +23,7 @@ from fourbee.training.losses import next_token_loss
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.operations import TrainingOperations
 from fourbee.training.packing import pack_documents
-from fourbee.training.recipe import TrainRecipe
+from fourbee.training.recipe import ModelShape, TrainRecipe
 from fourbee.training.sft import sft
 from fourbee.training.text import TextRecipe
 
@@ -243,8 +243,9 @@ def over_a_base(recipe: TextRecipe, tmp_path: Path) -> TextRecipe:
     """A run that adapts a model of the tiny tokenizer."""
     base = TrainableQwen3(replace(CONFIG, vocab_size=384, max_position_embeddings=256), 5)
     export_model(tmp_path / "base", base, recipe)
-    return replace(recipe, init_from=tmp_path / "base", tokenizer=None, lora=SETTINGS, updates=8,
-                   epochs=None, optimizer=replace(recipe.optimizer, matrices="adamw"))  # fmt: skip
+    return replace(recipe, init_from=tmp_path / "base", model=ModelShape(), tokenizer=None,
+                   lora=SETTINGS, updates=8, epochs=None,
+                   optimizer=replace(recipe.optimizer, matrices="adamw"))  # fmt: skip
 
 
 def digest(path: Path) -> str:

@@ -30,6 +30,13 @@ def test_decay_ends_near_the_final_fraction():
     assert min(rates) > 0.1
 
 
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
+def test_the_final_fraction_would_be_that_of_the_update_after_the_last(kind):
+    made = OptimizerSettings(learning_rate=1.0, warmup_updates=0, schedule=kind, final_fraction=0.1)
+    assert learning_rate_at(9, 10, made) > 0.1
+    assert learning_rate_at(10, 10, made) == pytest.approx(0.1)
+
+
 def test_without_warm_up_or_decay_the_rate_is_flat():
     assert schedule(5, warmup_updates=0, decay_fraction=0.0) == [1.0] * 5
 
@@ -116,6 +123,18 @@ def test_a_step_of_muon_has_orthogonal_rows_of_the_size_of_adamw_s():
         ({"warmup_updates": -1}, "warmup_updates = -1: expected at least 0"),
         ({"decay_fraction": 1.5}, "decay_fraction = 1.5: expected a share from 0 to 1"),
         ({"final_fraction": -0.5}, "final_fraction = -0.5: expected a share from 0 to 1"),
+        (
+            {"matrix_rate": 2.0},
+            'matrix_rate = 2.0: expected 1.0, as only matrices = "muon" reads it',
+        ),
+        (
+            {"momentum": 0.9},
+            'momentum = 0.9: expected 0.95, as only matrices = "muon" reads it',
+        ),
+        (
+            {"schedule": "cosine", "decay_fraction": 0.5},
+            'decay_fraction = 0.5: expected 0.2, as only schedule = "wsd" reads it',
+        ),
     ],
 )
 def test_settings_out_of_range_are_one_line(settings, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 import torch
@@ -62,10 +63,18 @@ def formula(name: str, chosen: Answers, rejected: Answers, chosen_settings: Pref
     }[name]
 
 
+# What a loss alone reads.
+CONSTANTS = {
+    "cdpo": {"label_smoothing": 0.1},
+    "robust": {"label_smoothing": 0.1},
+    "simpo": {"simpo_gamma": 0.4},
+    "orpo": {"orpo_lambda": 0.7},
+    "kto": {"desirable_weight": 1.2, "undesirable_weight": 1.3},
+}
+
+
 def some_settings(name: str) -> PreferenceSettings:
-    return PreferenceSettings(
-        loss=name, beta=0.3, label_smoothing=0.1, simpo_gamma=0.4, orpo_lambda=0.7
-    )
+    return PreferenceSettings(loss=name, beta=0.3, **CONSTANTS.get(name, {}))
 
 
 # ---- known answers
@@ -80,7 +89,7 @@ def test_the_policy_equal_to_the_reference_has_the_known_loss(name, expected):
     chosen, rejected = (
         replace(one, reference=one.logps.detach()) for one in (answers(0), answers(1))
     )
-    chosen_settings = PreferenceSettings(loss=name, beta=0.1, label_smoothing=0.1)
+    chosen_settings = PreferenceSettings(loss=name, beta=0.1, **CONSTANTS.get(name, {}))
     values = preference_values(chosen, rejected, chosen_settings)
     torch.testing.assert_close(values.loss, torch.full((7,), expected), rtol=0, atol=1e-6)
     assert values.accurate.tolist() == [0.5] * 7
@@ -311,8 +320,22 @@ def test_settings_out_of_range_are_refused_by_name(key, value, form):
     assert str(caught.value).startswith(f"{key} = ")
 
 
-def test_every_setting_reaches_some_loss():
+def test_a_constant_of_other_losses_is_refused():
     """A constant that changes nothing would be a setting that is silently ignored."""
+    for own, constants in CONSTANTS.items():
+        for name, (key, value) in product(PREFERENCE_LOSSES, constants.items()):
+            if key in CONSTANTS.get(name, {}):
+                continue
+            with pytest.raises(UsageError, match=f'^{key} = {value}: .* only .*loss = "{own}"'):
+                PreferenceSettings(loss=name, **{key: value})
+    with pytest.raises(UsageError) as error:
+        PreferenceSettings(label_smoothing=0.1)
+    assert str(error.value) == (
+        'label_smoothing = 0.1: expected 0.0, as only loss = "cdpo" or loss = "robust" reads it'
+    )
+
+
+def test_every_setting_reaches_some_loss():
     changed = {"beta": 0.5, "label_smoothing": 0.2, "simpo_gamma": 0.9, "orpo_lambda": 0.2,
                "desirable_weight": 0.3, "undesirable_weight": 0.3, "sft_weight": 0.2}  # fmt: skip
     assert set(changed) == {field.name for field in fields(PreferenceSettings)} - {"loss"}
@@ -325,5 +348,6 @@ def test_every_setting_reaches_some_loss():
         return unpaired_values(answers(0), desirable, one, level).loss.sum().item()
 
     for key, value in changed.items():
-        plain = [some_settings(name) for name in PREFERENCE_LOSSES]
+        own = [name for name, constants in CONSTANTS.items() if key in constants]
+        plain = [some_settings(name) for name in own or PREFERENCE_LOSSES]
         assert any(total(replace(one, **{key: value})) != total(one) for one in plain), key

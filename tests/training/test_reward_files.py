@@ -79,6 +79,18 @@ def test_transformers_and_we_load_it_with_the_same_rewards(tokenizer_folder, tmp
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=1e-5)
 
 
+def test_a_reward_model_is_written_in_the_type_of_the_recipe(tokenizer_folder, tmp_path):
+    model = moved()
+    export_reward_model(tmp_path, model, tokenizer_folder, "bfloat16")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {one.dtype for one in stored.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    own, expected = load_reward_model(tmp_path), rewards(model)
+    assert (rewards(own) - expected).abs().max() <= 0.05 * expected.abs().max()
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype="auto")
+    assert theirs.dtype == torch.bfloat16
+
+
 def test_what_transformers_saves_is_read(tokenizer_folder, tmp_path):
     model = moved()
     export_reward_model(tmp_path / "ours", model, tokenizer_folder)

@@ -284,6 +284,12 @@ def test_answers_to_one_prompt_have_no_baseline(data, start, tmp_path):
     assert {record["baseline"] for record in reporter.records} == {0.0}
 
 
+def test_a_reward_model_is_written_as_export_type_says(data, start, tmp_path):
+    settings = table("reward", data, start, tmp_path, updates=1, export_type="bfloat16")
+    weights = load_file(run("reward", settings, SilentReporter()) / "model.safetensors")
+    assert {one.dtype for one in weights.values()} == {torch.bfloat16}
+
+
 def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
     reporter = Silent()
     settings = table(
@@ -323,10 +329,13 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("sft", {"threads": -1}, "threads = -1: expected 0 to 1024"),
         ("sft", {"threads": 10**6}, "threads = 1000000: expected 0 to 1024"),
         ("sft", {"workers": 0}, "workers = 0: expected at least 1"),
-        ("sft", {"device": "gpu"}, "device = 'gpu': expected cpu or cuda"),
+        ("sft", {"device": "gpu"}, "device = 'gpu': expected cpu or cuda, or cuda:N of several"),
+        ("sft", {"device": "cpu:0"}, "device = 'cpu:0': expected cpu or cuda, or cuda:N"),
+        ("sft", {"device": "cuda:"}, "device = 'cuda:': expected cpu or cuda, or cuda:N"),
         ("sft", {"init_from": 3}, "init_from = 3: expected a path, as a string"),
         ("sft", {"mixture": {"exponent": math.nan}}, "^mixture.exponent = nan: expected a finite"),
         ("sft", {"model": {"hidden_size": 0}}, "^model.hidden_size = 0: expected more than 0"),
+        ("sft", {"model": {"hidden_size": 128}}, "^model with init_from: expected one of them"),
         ("sft", {"samples": {"max_tokens": 0}}, "^samples.max_tokens = 0: expected at least 1"),
         ("sft", {"validation": {"path": "a", "samples": 0}}, "^validation.samples = 0: expected"),
         ("sft", {"validation": {"path": "a", "enough": 2}}, "^validation.enough = 2.0: expected"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fourbee.foundation.errors import UsageError
+from fourbee.training.checks import at_least
 from fourbee.training.generators.generate import is_held_out
 
 Record = Mapping[str, Any]
@@ -36,6 +37,7 @@ class AbacusRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.digits <= 9:
             raise UsageError(f"digits = {self.digits}: expected from 1 to 9")
+        at_least(0, self, *FORMS, "held_out")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ into the held-out sixteenth are never written to a training file, and test files
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import nearest
+from fourbee.training.checks import at_least, expect
 from fourbee.training.generators.arithmetic import arithmetic_sample, sums_sample
 from fourbee.training.generators.conversation import (
     about_sample,
@@ -64,6 +66,14 @@ class Phase:
 
     samples: int
     mixture: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "samples")
+        weights = self.mixture.values()
+        expect(
+            all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0,
+            "mixture", self.mixture, "weights of 0 or more of skills, one of them above 0",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

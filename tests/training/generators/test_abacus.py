@@ -157,3 +157,10 @@ def test_digits_of_one_rod_can_be_held_out(tmp_path):
     """Few prompts exist at all: some are held out, and drawing ends."""
     paths = write_abacus(AbacusRecipe(tmp_path, 0, 1, 20, 5, 5, 5))
     assert all(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "held_out"])
+def test_less_than_no_samples_are_one_line(form):
+    with pytest.raises(UsageError) as error:
+        AbacusRecipe(**{form: -1})
+    assert str(error.value) == f"{form} = -1: expected at least 0"

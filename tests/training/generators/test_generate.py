@@ -171,3 +171,18 @@ def test_the_recipe_of_fourbee_mini_can_be_drawn_from(lexicon):
         drawn = list(samples(1, DataFile(file.name, phases, file.held_out, file.unseen), lexicon))
         assert len(drawn) == 3 * len(phases)
         assert all(fits_split(sample, file.held_out) for sample in drawn)
+
+
+@pytest.mark.parametrize("mixture", [{}, {"copy": 0.0}, {"copy": -1.0, "sums": 2.0},
+                                     {"copy": float("nan")}, {"copy": float("inf")}])  # fmt: skip
+def test_a_mixture_that_nothing_can_be_drawn_from_is_one_line(mixture):
+    with pytest.raises(UsageError) as error:
+        Phase(3, mixture)
+    assert str(error.value) == (
+        f"mixture = {mixture}: expected weights of 0 or more of skills, one of them above 0"
+    )
+
+
+def test_less_than_no_samples_are_one_line():
+    with pytest.raises(UsageError, match=r"^samples = -1: expected at least 0"):
+        Phase(-1, {"copy": 1.0})
