@@ -213,7 +213,7 @@ def with_a_curriculum(bench: Bench, seeds: Sequence[int]) -> Results:
         for name, curriculum in (("curriculum", points), ("none", [])):
             end = bench.run(
                 "sft", f"order-{name}", seed, curriculum=curriculum, updates=320,
-                validation={"enough": 0.0}, validate_every=80,
+                tokens_per_update=768, validation={"enough": 0.0}, validate_every=80,
             )  # fmt: skip
             bench.shown.append(end.parent)
             results[name].append(last(end.parent, "exact"))

@@ -111,7 +111,7 @@ def _summary(found: Inspection) -> str:
     """Three lines of numbers."""
     forms = ", ".join(f"{count:,} {form}" for form, count in found.forms.items())
     points = ", ".join(f"{name} {tokens:,}" for name, tokens in found.percentiles().items())
-    share = found.learned / found.tokens
+    share = found.learned / max(1, found.tokens)
     return (
         f"{found.samples:,} samples: {forms}; {found.duplicates:,} duplicates, {found.bad:,} bad\n"
         f"{found.tokens:,} tokens, {found.learned:,} learned ({share:.1%})\n"

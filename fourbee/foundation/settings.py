@@ -31,7 +31,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; UsageError when it is absent or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"recipe {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

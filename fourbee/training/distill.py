@@ -55,6 +55,12 @@ class DistillRecipe(DataRecipe):
             raise UsageError("updates: expected how many, as on_policy is above 0")
         if self.on_policy < 1 and not self.data:
             raise UsageError("data: expected files of texts, as on_policy is below 1")
+        if self.on_policy == 0 and self.tasks:
+            raise UsageError("tasks: expected none, as on_policy is 0 and nothing is answered")
+        if self.on_policy == 1 and (self.data or self.mixture or self.curriculum):
+            raise UsageError(
+                "data, mixture, curriculum: expected none, as on_policy is 1 and no text is given"
+            )
 
 
 class DistillStage:

@@ -76,6 +76,8 @@ class GrpoRecipe(TrainRecipe):
         if not self.rewards and self.reward_model is None:
             raise UsageError("rewards: expected at least one [[rewards]], or a reward_model")
         Rewards(self.rewards, self.watched)  # refuses what is given twice
+        if "exact" not in {term.name for term in (*self.rewards, *self.watched)}:
+            self.refuse_enough("neither rewards nor watched has 'exact'")
         if self.policy.gap_cap and self.temperature != 1:
             raise UsageError(
                 f"policy.gap_cap = {self.policy.gap_cap}: expected 0 with temperature = "

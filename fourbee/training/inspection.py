@@ -12,7 +12,7 @@ import numpy as np
 
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
-from fourbee.training.samples import Encoded, Form, Loss, encode, form_of
+from fourbee.training.samples import Encoded, Form, Loss, difficulty_of, encode, form_of
 from fourbee.training.sources import Sample, Source, each_sample, no_samples, read_raw
 
 # How each form is learned from; the others as what the assistant says.
@@ -62,7 +62,9 @@ def inspect(source: Source, tokenizer: Tokenizer) -> Inspection:
     first: Encoded | None = None
 
     def make(sample: Sample) -> tuple[Sample, Form | None, Encoded]:
-        return sample, form_of(sample), encode_by_form(sample, tokenizer, chat)
+        encoded = encode_by_form(sample, tokenizer, chat)
+        difficulty_of(sample, 0)  # refused as it is in training
+        return sample, form_of(sample), encoded
 
     for _, made in each_sample(source, read_raw(source), make):
         if made is None:

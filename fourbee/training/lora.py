@@ -89,6 +89,11 @@ def adapter_parameters(
     for name, shape in shapes.items():
         stem = name.removesuffix(".weight")
         if len(shape) == 2 and stem.rpartition(".")[2] in settings.targets:
+            if settings.rank > min(shape):
+                raise UsageError(
+                    f"lora.rank = {settings.rank}: expected at most {min(shape)}, the smaller side "
+                    f"of {name}"
+                )
             down = torch.empty(settings.rank, shape[1])
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
             parameters[f"{stem}.lora_A"] = nn.Parameter(down)

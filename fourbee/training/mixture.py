@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ class Mixture:
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        expect(math.isfinite(self.exponent), "exponent", self.exponent, "a finite number")
+        expect(abs(self.exponent) <= 10, "exponent", self.exponent, "-10 to 10")
         check_shares("mixture", self.shares)
 
     def groups(self, sources: Sequence[Source]) -> list[str]:

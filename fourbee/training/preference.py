@@ -43,6 +43,10 @@ class PreferenceRecipe(DataRecipe):
 
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_enough("preferences have no exact answers")
+
 
 @dataclass(frozen=True)
 class PreferencePart:

@@ -81,6 +81,9 @@ class Validation:
         return Source(self.path, format=self.format, bad_samples=self.bad_samples, take=self.take)
 
 
+_MODELS = ("init_from", "teacher", "reward_model")  # the keys of checkpoint folders
+
+
 @dataclass(frozen=True)
 class Samples:
     """Texts that are generated during training, at each validation, and kept in the log."""
@@ -159,8 +162,16 @@ class TrainRecipe:
                 raise UsageError(f"device = {self.device!r}: no CUDA device here; expected 'cpu'")
 
     def expect_paths(self) -> None:
-        """UsageError for the first path that is not there; the output may be anywhere."""
+        """UsageError for the first path that is not there, or whose folder holds no model.
+
+        The output may be anywhere.
+        """
         _expect_paths(self, "")
+
+    def refuse_enough(self, reason: str) -> None:
+        """UsageError for a run that is to end at a share of exact answers which nobody measures."""
+        enough = self.validation.enough if self.validation else 0.0
+        expect(not enough, "validation.enough", enough, f"0, as {reason}")
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -173,6 +184,10 @@ class TrainRecipe:
 def _expect_paths(value: object, key: str) -> None:
     if isinstance(value, Path) and key != "output" and not value.exists():
         raise UsageError(f"{key} = {value}: no such file or folder")
+    if isinstance(value, Path) and key in _MODELS and not (value / "config.json").is_file():
+        inner = value / "model"
+        meant = f"; is it {inner}?" if (inner / "config.json").is_file() else ""
+        raise UsageError(f"{key} = {value}: expected a checkpoint folder, with config.json{meant}")
     if is_dataclass(value):
         for name, inner in vars(value).items():
             _expect_paths(inner, f"{key}.{name}" if key else name)

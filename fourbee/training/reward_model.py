@@ -37,6 +37,7 @@ class RewardRecipe(DataRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, self, "margin", "centring")
+        self.refuse_enough("pairs have no exact answers")
         if self.init_from is None:
             raise UsageError("missing key 'init_from': a reward model starts from a trained one")
 

@@ -113,8 +113,11 @@ def _exact(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
 
 
 def _number(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
-    wanted = last_number(_answer(sample, term.name))
-    return wanted is not None and last_number(text) == wanted
+    answer = _answer(sample, term.name)
+    wanted = last_number(answer)
+    if wanted is None:
+        raise TrainingError(f"reward 'number': expected a number in the task's answer {answer!r}")
+    return last_number(text) == wanted
 
 
 def _boxed(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
@@ -137,7 +140,10 @@ def _last_box(text: str) -> str | None:
 
 
 def _contains(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:
-    return _answer(sample, term.name).strip() in text
+    wanted = _answer(sample, term.name).strip()
+    if not wanted:
+        raise TrainingError("reward 'contains': expected a task's answer that is not empty")
+    return wanted in text
 
 
 def _matches(text: str, sample: Mapping[str, Any], term: RewardTerm) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.json_files import parse_json
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 
@@ -167,7 +168,12 @@ def check_messages(messages: Any, answered: bool | None, where: str = "messages"
             raise TrainingError(f"{place}: expected an object")
         role = message.get("role")
         content = message.get("content")
-        calls = bool(message.get("tool_calls")) and role == "assistant"
+        calls = role == "assistant" and _has_calls(message, place)
+        if message.get("weight", 1) != 1:
+            raise TrainingError(
+                f"{place}.weight is {_short(message['weight'])}; expected 1, as all that the "
+                "assistant says is learned"
+            )
         if not isinstance(content, str) and not (content is None and calls):
             raise TrainingError(f"{place}.content is {_short(content)}; expected a string")
         _check_role(place, role, before, called)
@@ -176,6 +182,36 @@ def check_messages(messages: Any, answered: bool | None, where: str = "messages"
     if answered is not None and (before == "assistant") != answered:
         needed = "an answer of the assistant" if answered else "what the assistant is to answer"
         raise TrainingError(f"{where}: the last message is the {before}'s; expected {needed}")
+
+
+def _has_calls(message: Mapping[str, Any], place: str) -> bool:
+    """Whether it calls tools. TrainingError for a call without a name or without arguments."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list | tuple):
+        raise TrainingError(f"{place}.tool_calls is {_short(calls)}; expected a list")
+    for index, call in enumerate(calls):
+        where = f"{place}.tool_calls[{index}]"
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise TrainingError(f"{where} is {_short(call)}; expected an object with a function")
+        name, arguments = function.get("name"), function.get("arguments")
+        if not isinstance(name, str) or not name:
+            raise TrainingError(f"{where}: name is {_short(name)}; expected a tool's name")
+        if not isinstance(_parsed(arguments), Mapping):
+            raise TrainingError(
+                f"{where}: arguments is {_short(arguments)}; expected an object, or its JSON"
+            )
+    return bool(calls)
+
+
+def _parsed(arguments: Any) -> Any:
+    """What arguments are that may be written as JSON; None for what is none."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return parse_json(arguments)
+    except ValueError:
+        return None
 
 
 def _check_role(place: str, role: Any, before: str, called: bool) -> None:
@@ -288,7 +324,21 @@ def _tools(sample: Mapping[str, Any]) -> list[Any] | None:
     tools = sample.get("tools")
     if tools is not None and not isinstance(tools, list | tuple):
         raise TrainingError(f"tools is {_short(tools)}; expected a list")
+    for index, tool in enumerate(tools or ()):
+        if not isinstance(tool, Mapping):
+            raise TrainingError(f"tools[{index}] is {_short(tool)}; expected an object")
     return list(tools) if tools else None
+
+
+def difficulty_of(sample: Mapping[str, Any], tokens: int) -> float:
+    """What a sample says of itself, else its tokens."""
+    value = sample.get("difficulty", tokens)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TrainingError(f"difficulty is {value!r}; expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise TrainingError("difficulty is too large; expected a number") from None
 
 
 def _string(sample: Mapping[str, Any], key: str, default: str | None = None) -> str:

@@ -161,7 +161,8 @@ def read_raw(source: Source) -> Numbered:
 def _json_lines(path: Path) -> Numbered:
     number = 0
     for number, line in enumerate(_byte_lines(path), start=1):
-        yield number, _parse(line, f"{path}:{number}")
+        if line.strip():  # an empty line is no sample, and none is lost
+            yield number, _parse(line, f"{path}:{number}")
 
 
 def _json_items(path: Path) -> Numbered:
@@ -177,7 +178,8 @@ def _texts(path: Path, by_line: bool) -> Numbered:
     first = number = 1
     for number, line in enumerate(_byte_lines(path), start=1):
         try:
-            *ended, rest = line.decode("utf-8").split("\n" if by_line else _END_OF_TEXT)
+            mark = "utf-8-sig" if number == 1 else "utf-8"  # a byte order mark is no text
+            *ended, rest = line.decode(mark).split("\n" if by_line else _END_OF_TEXT)
         except UnicodeDecodeError:
             raise TrainingError(f"{path}:{number}: not UTF-8 text") from None
         for text in ended:

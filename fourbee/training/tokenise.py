@@ -25,7 +25,7 @@ from fourbee.foundation.errors import FourbeeError, TrainingError, UsageError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.text.tokenizer import Tokenizer
 from fourbee.training.corpus import ARRAYS, Corpus
-from fourbee.training.samples import Encoded, Loss, encode
+from fourbee.training.samples import Encoded, Loss, difficulty_of, encode
 from fourbee.training.sources import (
     Numbered,
     Sample,
@@ -172,7 +172,7 @@ def _encode(source: Source, reader: Reader, loss: Loss, chunk: Chunk) -> Corpus:
 
     def make(sample: Sample) -> tuple[float, Encoded]:
         one = encode(sample, loss, tokenizer, chat)
-        return _difficulty(sample, sum(len(ids) for ids, _ in one.documents)), one
+        return difficulty_of(sample, sum(len(ids) for ids, _ in one.documents)), one
 
     made = each_sample(source, chunk, make)
     encoded = [(number, *one) for number, one in made if one is not None]
@@ -211,16 +211,6 @@ def _kept_reader(folder: Path) -> Reader:
     return _reader(folder)
 
 
-def _difficulty(sample: Any, tokens: int) -> float:
-    value = sample.get("difficulty", tokens)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TrainingError(f"difficulty is {value!r}; expected a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise TrainingError("difficulty is too large; expected a number") from None
-
-
 def _joined(source: Source, parts: Sequence[Corpus]) -> Corpus:
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -255,6 +245,19 @@ def _read(folder: Path, source: Source) -> Corpus | None:
 
 def _write(folder: Path, corpus: Corpus) -> None:
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        _write_arrays(partial, corpus)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"{folder}: cannot be written: {error.strerror or 'no space left'}"
+        ) from None
+    # Here is something only if it is damaged, or just written by another process of the run.
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _write_arrays(partial: Path, corpus: Corpus) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for name in ARRAYS:
         np.save(partial / f"{name}.npy", getattr(corpus, name))
@@ -265,9 +268,6 @@ def _write(folder: Path, corpus: Corpus) -> None:
         "skipped": corpus.skipped,
     }
     (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    # Here is something only if it is damaged, or just written by another process of the run.
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
 
 
 def _fingerprint(source: Source, tokenizer_folder: Path, loss: Loss) -> str:

@@ -28,7 +28,7 @@ def score(name: str, text: str, answer: str = "") -> float:
         ("exact", "", "42", 0), ("exact", "042", "42", 0),
         ("number", "It is 42.", "42", 1), ("number", "6 times 7 is 42", "#### 42", 1),
         ("number", "42 or 43", "42", 0), ("number", "$1,234.50", "1234.5", 1),
-        ("number", "-3", "3", 0), ("number", "none", "3", 0), ("number", "3", "none", 0),
+        ("number", "-3", "3", 0), ("number", "none", "3", 0), ("number", "3", "#### 4", 0),
         ("number", "1e999999", "3", 0), ("number", "7.0", "7", 1), ("number", "5-3=2", "2", 1),
         ("boxed", r"so \boxed{42}", "42", 1), ("boxed", r"\boxed{1} \boxed{ x+1 }", "x+1", 1),
         ("boxed", "42", "42", 0), ("boxed", r"\boxed{42", "42", 0),
@@ -97,6 +97,13 @@ def test_the_same_reward_twice_is_refused(name, watched):
 def test_each_text_is_scored_by_its_own_task():
     tasks = [Task((1,), {"answer": answer}) for answer in "123"]
     assert Rewards([term("exact")]).score(["1", "3", "3"], tasks).totals == [1, 0, 1]
+
+
+def test_a_task_that_a_reward_can_never_tell_apart_is_one_line():
+    with pytest.raises(TrainingError, match=r"^reward 'number': expected a number in .* 'none'"):
+        score("number", "3", "none")
+    with pytest.raises(TrainingError, match=r"^reward 'contains': expected a task's answer that"):
+        score("contains", "3", " ")
 
 
 @pytest.mark.parametrize("sample", [{}, {"answer": 42}, {"answer": None}])

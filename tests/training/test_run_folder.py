@@ -14,6 +14,7 @@ import pytest
 from fourbee.foundation.errors import TrainingError
 from fourbee.training import run_folder
 from fourbee.training.curriculum import CurriculumPoint
+from fourbee.training.recipe import ModelShape
 from fourbee.training.run_folder import keep_contents, own_run
 from fourbee.training.sources import Source
 from fourbee.training.text import TextRecipe
@@ -135,7 +136,7 @@ def test_files_that_hold_something_else_are_refused(begun, data_file, tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(bytes(1000))
-    recipe = replace(begun, init_from=weights)
+    recipe = replace(begun, init_from=weights, model=ModelShape())
     keep_contents(recipe)
     keep_contents(recipe)
     data_file.write_text(data_file.read_text().replace("a", "e"))
@@ -159,7 +160,7 @@ def test_of_large_files_blocks_tell(begun, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_BLOCK", 10)
     weights = tmp_path / "weights.gguf"
     weights.write_bytes(bytes(5000))
-    recipe = replace(begun, init_from=weights)
+    recipe = replace(begun, init_from=weights, model=ModelShape())
     keep_contents(recipe)
     keep_contents(recipe)
     weights.write_bytes(bytes(4999) + b"1")

@@ -163,6 +163,18 @@ KEYS = "expected one of the keys messages, completion, text"
         ("all", talk(ASKS, says("assistant", "", tool_calls=[
             {"function": {"name": "f", "arguments": {"x": [float("inf")]}}}])),
          "messages[1].tool_calls[0].function.arguments.x[0] is inf; expected a finite number"),
+        ("all", talk(ASKS, says("assistant", "", tool_calls="f")),
+         "messages[1].tool_calls is 'f'; expected a list"),
+        ("all", talk(ASKS, says("assistant", "", tool_calls=["f"])),
+         "messages[1].tool_calls[0] is 'f'; expected an object with a function"),
+        ("all", talk(ASKS, says("assistant", "", tool_calls=[{"function": {"arguments": {}}}])),
+         "messages[1].tool_calls[0]: name is None; expected a tool's name"),
+        ("all", talk(ASKS, says("assistant", "", tool_calls=[
+            {"function": {"name": "f", "arguments": "{not json"}}])),
+         "messages[1].tool_calls[0]: arguments is '{not json'; expected an object, or its JSON"),
+        ("all", talk(ASKS, says("assistant", weight=0)),
+         "messages[1].weight is 0; expected 1, as all that the assistant says is learned"),
+        ("all", {**talk(ASKS, ANSWERS), "tools": [5]}, "tools[0] is 5; expected an object"),
         ("all", {"messages": []}, "messages: expected a list of at least one message"),
         ("all", {"messages": "a"}, "messages: expected a list of at least one message"),
         ("all", talk("a"), "messages[0]: expected an object"),

@@ -319,6 +319,23 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("preference", {"preference": {"beta": -1.0}}, "beta = -1.0"),
         ("reward", {"centring": -1.0}, "centring = -1.0"),
         ("distill", {"on_policy": 2.0}, "on_policy = 2.0"),
+        ("distill", {"on_policy": 0.0}, "tasks: expected none, as on_policy is 0"),
+        ("distill", {"on_policy": 1.0}, "data, mixture, curriculum: expected none, as on_policy"),
+        (
+            "reward",
+            {"validation": {"path": "a", "enough": 0.5}},
+            "^validation.enough = 0.5: expected 0, as pairs",
+        ),
+        (
+            "preference",
+            {"validation": {"path": "a", "enough": 0.5}},
+            "^validation.enough = 0.5: expected 0, as preferences",
+        ),
+        (
+            "grpo",
+            {"validation": {"path": "a", "enough": 0.5}, "rewards": [{"name": "share"}]},
+            "^validation.enough = 0.5: expected 0, as neither rewards nor watched",
+        ),
         ("distill", {"sampling_temperature": -1.0}, "sampling_temperature = -1.0"),
         ("distill", {"distillation": {"beta": 2.0}}, "^distillation.beta = 2.0"),
         ("grpo", {"temperature": 0}, "temperature = 0.0: expected above 0, as answers have to"),
@@ -333,7 +350,7 @@ def test_a_student_comes_nearer_to_its_teacher(data, start, tmp_path):
         ("sft", {"device": "cpu:0"}, "device = 'cpu:0': expected cpu or cuda, or cuda:N"),
         ("sft", {"device": "cuda:"}, "device = 'cuda:': expected cpu or cuda, or cuda:N"),
         ("sft", {"init_from": 3}, "init_from = 3: expected a path, as a string"),
-        ("sft", {"mixture": {"exponent": math.nan}}, "^mixture.exponent = nan: expected a finite"),
+        ("sft", {"mixture": {"exponent": math.nan}}, "^mixture.exponent = nan: expected -10 to 10"),
         ("sft", {"model": {"hidden_size": 0}}, "^model.hidden_size = 0: expected more than 0"),
         ("sft", {"model": {"hidden_size": 128}}, "^model with init_from: expected one of them"),
         ("sft", {"samples": {"max_tokens": 0}}, "^samples.max_tokens = 0: expected at least 1"),
@@ -374,6 +391,29 @@ def test_a_path_that_is_not_there_is_named_by_its_key(name, key, data, start, tm
     with pytest.raises(UsageError) as caught:
         run(name, settings | {first: [value] if "[0]" in key else value}, Silent())
     assert str(caught.value) == f"{key} = {absent}: no such file or folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("sft", "init_from"), ("grpo", "reward_model"), ("distill", "teacher")]
+)
+def test_what_is_no_checkpoint_folder_is_named_by_its_key(name, key, data, start, tmp_path):
+    """A file of another format; a run's folder, of which the model lies within."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    run_folder = start.parent
+    for path, meant in ((file, ""), (run_folder, f"; is it {run_folder / 'model'}?")):
+        changes = {key: str(path), "tokenizer": str(start)}
+        with pytest.raises(UsageError) as caught:
+            run(name, table(name, data, start, tmp_path / "run", **changes), Silent())
+        assert str(caught.value) == (
+            f"{key} = {path}: expected a checkpoint folder, with config.json{meant}"
+        )
+
+
+def test_a_rank_beyond_the_matrices_is_refused(data, start, tmp_path):
+    settings = table("sft", data, start, tmp_path / "run", lora=LORA | {"rank": 10**9})
+    with pytest.raises(UsageError, match=r"^lora.rank = 1000000000: expected at most \d+, the sm"):
+        run("sft", settings, Silent())
 
 
 @pytest.fixture(scope="session")
@@ -438,9 +478,9 @@ def test_answers_need_a_token_that_ends_them(name, data, start, tmp_path):
     del config["eos_token"]
     (own / "tokenizer_config.json").write_text(json.dumps(config))
     (own / "generation_config.json").unlink(missing_ok=True)
-    changes = {"on_policy": 1.0} if name == "distill" else {}
+    changes = {"on_policy": 1.0, "data": []} if name == "distill" else {}
     with pytest.raises(TrainingError) as caught:
-        run(name, table(name, data, own, tmp_path / "run", **changes), Silent())
+        run(name, table(name, data, own, tmp_path / "run") | changes, Silent())
     assert str(caught.value) == (
         "tokenizer: no token ends an answer (eos_token_id = ()); expected eos_token in "
         "tokenizer_config.json, or its id in generation_config.json"

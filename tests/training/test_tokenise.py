@@ -72,7 +72,6 @@ def test_a_text_may_hold_any_line_mark_but_the_line_feed(tmp_path):
     ("line", "reason"),
     [
         (b"{oops", "not valid JSON: Expecting property name enclosed in double quotes"),
-        (b"", "not valid JSON: Expecting value"),
         (b"[1]", "expected a JSON object"),
         (b'{"text": "\xff"}', "not UTF-8 text"),
         (b'{"text": "\\ud800"}', "text holds half of a surrogate pair; give valid Unicode"),
@@ -95,6 +94,17 @@ def test_a_bad_line_is_an_error_that_names_file_and_line(tmp_path, tokenizer_fol
     path.write_bytes(json.dumps(conversation(0)).encode() + b"\n" + line + b"\n{worse\n")
     found = error_of(tokenise, Source(path), tokenizer_folder, "all")
     assert found == f"{path}:2: {reason}"
+
+
+def test_empty_lines_are_no_samples_and_a_byte_order_mark_is_no_text(tmp_path, tokenizer_folder):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "red"}\n\n{"text": "cat"}\n \n')
+    corpus = tokenise(Source(path), tokenizer_folder, "all")
+    assert [corpus.where(one) for one in range(len(corpus))] == [f"{path}:1", f"{path}:3"]
+    text = tmp_path / "data.txt"
+    text.write_bytes(b"\xef\xbb\xbfred")
+    ((_, sample),) = read_samples(Source(text))
+    assert sample == {"text": "red"}
 
 
 def test_files_that_are_not_what_they_seem_are_one_line(tmp_path, tokenizer_folder):
