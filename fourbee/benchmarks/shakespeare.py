@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from fourbee.foundation.errors import UsageError
 from fourbee.foundation.settings import build
+from fourbee.training.checkpoint import checkpoints
 from fourbee.training.export import export_model, fill
 from fourbee.training.learner import Learner
 from fourbee.training.pretrain import pretrain
@@ -105,7 +106,7 @@ def _train_ours(folder: Path, seconds: float) -> list[dict[str, float]]:
     updates = int(seconds * _MOST_UPDATES_A_SECOND)
     flat = build(TextRecipe, table | {"output": str(run), "updates": updates, "model": MODEL})
     _until_stopped(replace(flat, optimizer=replace(flat.optimizer, decay_fraction=0.0)), curve)
-    last = max(run.glob("update-*"))
+    last = checkpoints(run)[-1]
     pace = (time.monotonic() - started) / int(last.name.partition("-")[2])
     left = seconds - (time.monotonic() - started)
     start = folder / "flat"

@@ -72,19 +72,34 @@ def shakespeare(
     output: Annotated[Path, typer.Option(help="Where texts, runs and curves are kept.")] = Path(
         "runs/shakespeare"
     ),
+    results: Annotated[
+        Path | None, typer.Option(help="A folder for the document and the plot of both curves.")
+    ] = None,
 ) -> None:
     """Train on one text beside nanoGPT's loop written plainly, a thread each, for the same time.
 
     Also writes the texts and the tokenizer that recipes/shakespeare need. The last line of standard
     output is one JSON document.
     """
+    from fourbee.benchmarks.report import machine
     from fourbee.benchmarks.shakespeare import compare, prepare
+    from fourbee.training.report import write_curves
 
     prepare(text, output)
     curves = compare(output, 60 * minutes)
     for name, points in curves.items():
         shown = [f"{one['seconds']:.0f} s {one['loss']:.3f}" for one in points]
         Console(stderr=True).print(f"{name}: {', '.join(shown)}")
+    about = {"kind": "shakespeare", "minutes": minutes, "machine": machine() | {"threads": 1}}
+    if results:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "shakespeare.json").write_text(json.dumps(about | {"curves": curves}) + "\n")
+        points_of = {
+            name: [(one["seconds"], one["loss"]) for one in points]
+            for name, points in curves.items()
+        }
+        title = "Held-out loss of Shakespeare, a character a token, by seconds"
+        write_curves(title, points_of, results / "shakespeare.html")
     typer.echo(json.dumps(curves))
 
 

@@ -67,6 +67,14 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return partial.replace(output)
 
 
+def write_curves(title: str, curves: Mapping[str, Sequence[Point]], output: Path) -> None:
+    """A page with one plot of curves by name, over whatever the title says."""
+    names = "".join(f"<p>{_key(number)}{escape(name)}" for number, name in enumerate(curves))
+    last = max(x for curve in curves.values() for x, _ in curve)
+    plot = line_plot(title, dict(enumerate(curves.values())), last)
+    output.write_text(f"{_head(title)}{names}<figure>{plot}</figure>\n", encoding="utf-8")
+
+
 def read_run(folder: Path, name: str) -> Run:
     """The curves and samples of a run folder."""
     records = read_log(folder / LOG)
@@ -114,9 +122,7 @@ def _page(runs: Sequence[Run]) -> str:
     names.sort(key=_place)
     plots = "".join(_figure(name, runs) for name in names if _moves(name, runs))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
+        _head(title),
         _summary(runs),
         f"<h2>Curves, by update</h2><div class=plots>{plots}</div>",
         *(
@@ -137,6 +143,14 @@ def _page(runs: Sequence[Run]) -> str:
             table = _settings(keys, runs, tables)
             parts.append(f"<details><summary>{heading}</summary>{table}</details>")
     return "\n".join(parts) + "\n"
+
+
+def _head(title: str) -> str:
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>\n"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
+    )
 
 
 def _place(name: str) -> int:
@@ -165,7 +179,11 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _label(number: int, run: Run) -> str:
-    return f"<span class=key style='background:{colour(number)}'></span>{escape(run.name)}"
+    return f"{_key(number)}{escape(run.name)}"
+
+
+def _key(number: int) -> str:
+    return f"<span class=key style='background:{colour(number)}'></span>"
 
 
 def _samples(items: Sequence[Mapping[str, Any]]) -> str:

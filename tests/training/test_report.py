@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fourbee.foundation.errors import TrainingError
-from fourbee.training.report import read_run, write_report
+from fourbee.training.report import read_run, write_curves, write_report
 from fourbee.training.svg_plot import is_noisy, line_plot, running_mean
 
 
@@ -183,3 +183,13 @@ def test_any_numbers_have_axes_and_stay_inside(values):
     assert sum(tag == "line" for tag, _ in found.elements) >= 2
     for line in coordinates(svg):
         assert all(0 <= x <= 460 and 0 <= y <= 240 for x, y in line)
+
+
+def test_a_page_of_two_curves_names_both(tmp_path):
+    page = tmp_path / "curves.html"
+    write_curves("loss <by> seconds", {"one": [(0.0, 2.0), (9.0, 1.0)], "b<c": [(1.0, 3.0)]}, page)
+    text = page.read_text()
+    assert text.count("<svg") == 1
+    assert "loss &lt;by&gt; seconds" in text
+    assert "b&lt;c" in text
+    assert text.count("<circle") >= 3
