@@ -2,13 +2,15 @@
 
 A checkpoint is a folder `update-N`. It appears under its name only when everything in it is on the
 disk, so a run that is killed at any moment finds its last whole checkpoint. What is saved is what
-is trained: with LoRA the adapters, not the weights that they adapt.
+is trained: with LoRA the adapters, not the weights that they adapt. Folders of other names are the
+user's.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from fourbee.foundation.errors import TrainingError
 
+_NAME = re.compile(r"update-([0-9]{7}|[1-9][0-9]{7,})")  # as `_name` writes it
 _OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
 
 
@@ -47,7 +50,7 @@ def save_checkpoint(
     `state` is whatever else the run needs, as JSON. TrainingError where it cannot be written; the
     checkpoints that there are stay.
     """
-    final = run / f"update-{progress.update:07d}"
+    final = run / _name(progress.update)
     partial = run / f"{final.name}.partial"
     saved = {"progress": asdict(progress), "state": dict(state or {})}
     files = {
@@ -56,7 +59,8 @@ def save_checkpoint(
     }
     try:
         for left in run.glob("update-*.partial"):  # by a run that was killed
-            shutil.rmtree(left)
+            if _NAME.fullmatch(left.stem):
+                shutil.rmtree(left)
         partial.mkdir(parents=True)
         for name, content in files.items():
             save_file(content, partial / name)
@@ -113,8 +117,14 @@ def load_checkpoint(
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in run.glob("update-*") if p.suffix != ".partial")
+    """The whole checkpoints of a run, oldest first; an empty folder is none."""
+    named = [path for path in run.glob("update-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in named if path.is_dir() and any(path.iterdir())]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
+
+
+def _name(update: int) -> str:
+    return f"update-{update:07d}"
 
 
 def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from fourbee.foundation.errors import TrainingError
 from fourbee.training import checkpoint
-from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fourbee.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
 from fourbee.training.lora import LoraSettings
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.optimizers import OptimizerSettings, build_optimizers
@@ -134,6 +135,31 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(model, tmp_path, monkey
 
 def test_no_checkpoint_is_a_new_run(model, tmp_path):
     assert load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0)) is None
+
+
+def test_what_is_no_checkpoint_is_left_alone(model, tmp_path):
+    """A copy that the user made, notes, and an empty folder are neither loaded nor removed."""
+    shutil.copytree(save(tmp_path, model, 8), tmp_path / "update-best")
+    shutil.copytree(tmp_path / "update-best", tmp_path / "update-8")
+    for name in ("update-9999999", "update-00000012", "update-old.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "update-notes.txt").write_text("the best one")
+    (tmp_path / "update-0000099").write_text("a file")
+    theirs = {path.name for path in tmp_path.iterdir()} - {"update-0000008"}
+    for update in (9, 10):
+        save(tmp_path, model, update)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == theirs | {"update-0000009", "update-0000010"}
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found is not None
+    assert found[0].update == 10
+
+
+def test_more_updates_than_the_name_has_room_for_are_in_order(tmp_path):
+    names = ["update-9999999", "update-10000000", "update-100000000"]
+    for name in names:
+        (tmp_path / name / "one").mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == names
 
 
 # What the system's error is when it comes from Python, and from safetensors.

@@ -27,11 +27,16 @@ def refusal(recipe: TextRecipe, stage: str = "sft") -> str:
     return str(error.value)
 
 
+def add_checkpoint(run: Path) -> None:
+    (run / "update-0000005").mkdir()
+    (run / "update-0000005" / "progress.json").touch()
+
+
 @pytest.fixture
 def begun(recipe: TextRecipe) -> TextRecipe:
     """A recipe whose run has a checkpoint."""
     with own_run("sft", recipe):
-        (recipe.output / "update-0000005").mkdir()
+        add_checkpoint(recipe.output)
     return recipe
 
 
@@ -114,7 +119,7 @@ def test_whatever_the_weights_depend_on_has_to_stay(begun, change, message):
 def test_a_setting_that_is_gone_is_named(begun):
     longer = replace(begun, output=begun.output.parent / "longer", data=begun.data * 2)
     with own_run("sft", longer):
-        (longer.output / "update-0000005").mkdir()
+        add_checkpoint(longer.output)
     text = refusal(replace(begun, output=longer.output))
     assert text.startswith("data[1].path = nothing: the run in ")
 
