@@ -2,12 +2,13 @@
 
 A checkpoint is a folder `update-N`. It appears under its name only when everything in it is on the
 disk, so a run that is killed at any moment finds its last whole checkpoint. What is saved is what
-is trained: with LoRA the adapters, not the weights that they adapt. Folders of other names are the
-user's.
+is trained: with LoRA the adapters, not the weights that they adapt. Digests of its files tell
+whether it still is what was saved. Folders of other names are the user's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,8 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.errors import ModelFileError, TrainingError
+from fourbee.foundation.json_files import read_json_object
 
+WEIGHTS, MOMENTS = "model.safetensors", "optimizer.safetensors"
+PROGRESS, DIGESTS = "progress.json", "digests.json"
 _NAME = re.compile(r"update-([0-9]{7}|[1-9][0-9]{7,})")  # as `_name` writes it
 _OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
 
@@ -53,10 +57,7 @@ def save_checkpoint(
     final = run / _name(progress.update)
     partial = run / f"{final.name}.partial"
     saved = {"progress": asdict(progress), "state": dict(state or {})}
-    files = {
-        "model.safetensors": _contiguous(tensors),
-        "optimizer.safetensors": _optimizer_tensors(optimizers),
-    }
+    files = {WEIGHTS: _contiguous(tensors), MOMENTS: _optimizer_tensors(optimizers)}
     try:
         for left in run.glob("update-*.partial"):  # by a run that was killed
             if _NAME.fullmatch(left.stem):
@@ -64,7 +65,9 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         for name, content in files.items():
             save_file(content, partial / name)
-        (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
+        (partial / PROGRESS).write_text(json.dumps(saved), encoding="utf-8")
+        digests = {path.name: _digest(path) for path in partial.iterdir()}
+        (partial / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         if final.exists():
@@ -95,10 +98,11 @@ def load_checkpoint(
     if not found:
         return None
     folder = found[-1]
+    if wrong := _damage(folder):
+        raise TrainingError(f"checkpoint {folder}: cannot be resumed: {wrong}; {_way_on(found)}")
     try:
-        weights = load_file(folder / "model.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-        saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
+        saved = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         progress, state = Progress(**saved["progress"]), saved["state"]
         if {name: one.shape for name, one in weights.items()} != {
             name: one.shape for name, one in tensors.items()
@@ -125,6 +129,34 @@ def checkpoints(run: Path) -> list[Path]:
 
 def _name(update: int) -> str:
     return f"update-{update:07d}"
+
+
+def _damage(folder: Path) -> str:
+    """What of a checkpoint is not as it was saved; empty for a whole one."""
+    try:
+        digests = read_json_object(folder / DIGESTS)
+        for name in (WEIGHTS, MOMENTS, PROGRESS):
+            if digests.get(name) != _digest(folder / name):
+                return f"{name} is damaged: it is not what was saved"
+        update = read_json_object(folder / PROGRESS)["progress"]["update"]
+    except (OSError, ModelFileError) as error:
+        return str(error)
+    return "" if folder.name == _name(update) else f"it was saved as {_name(update)}"
+
+
+def _way_on(found: Sequence[Path]) -> str:
+    """How a run whose last checkpoint is damaged goes on from one of those before it."""
+    newer: list[str] = []
+    for folder in reversed(found):
+        if not _damage(folder):
+            return f"{folder.name} is whole: delete {', '.join(newer)} to go on from there"
+        newer.append(folder.name)
+    return "none before it is whole; expected another output, or the run's folder deleted"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
