@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,13 @@ def save_checkpoint(
     """Writes `run`/update-N with the trained `tensors`, and removes all but the `keep` newest.
 
     `state` is whatever else the run needs, as JSON. TrainingError where it cannot be written; the
-    checkpoints that there are stay.
+    checkpoints that there are stay; they do too where the run has diverged.
     """
+    if wrong := not_finite(tensors.items()):
+        raise TrainingError(
+            f"update {progress.update}: {wrong} holds NaN or infinity, so it is not saved; "
+            "expected a lower optimizer.learning_rate, in another output"
+        )
     final = run / _name(progress.update)
     partial = run / f"{final.name}.partial"
     saved = {"progress": asdict(progress), "state": dict(state or {})}
@@ -110,8 +115,6 @@ def load_checkpoint(
             raise ValueError("saved by a run of another model, or with other lora settings")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                if not weights[name].isfinite().all():
-                    raise ValueError(f"{name} holds NaN or infinity")
                 tensor.copy_(weights[name])
         _restore_optimizers(optimizers, moments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -125,6 +128,11 @@ def checkpoints(run: Path) -> list[Path]:
     named = [path for path in run.glob("update-*") if _NAME.fullmatch(path.name)]
     found = [path for path in named if path.is_dir() and any(path.iterdir())]
     return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, one in tensors if not one.isfinite().all()), None)
 
 
 def _name(update: int) -> str:

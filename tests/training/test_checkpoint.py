@@ -199,6 +199,21 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_whole_one(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_not_saved(model, tmp_path, value):
+    """What has diverged would push out the checkpoints from before."""
+    save(tmp_path, model, 3)
+    with torch.no_grad():
+        model.named_tensors()["model.norm.weight"][1] = float(value)
+    with pytest.raises(TrainingError) as error:
+        save_checkpoint(tmp_path, model.trained_tensors(), [], Progress(6), 1)
+    assert str(error.value) == (
+        "update 6: model.norm.weight holds NaN or infinity, so it is not saved; "
+        "expected a lower optimizer.learning_rate, in another output"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["update-0000003"]
+
+
 # ---- what cannot be resumed
 
 
@@ -280,12 +295,3 @@ def test_a_checkpoint_that_was_renamed_is_one_line(model, tmp_path):
     save(tmp_path, model, 3).rename(tmp_path / "update-0000009")
     text = refused(tmp_path, model, stepped(model, 0))
     assert ": it was saved as update-0000003; none before it is whole" in text
-
-
-def test_weights_that_are_not_finite_are_not_taken_up(model, tmp_path):
-    optimizers = stepped(model, 0)
-    with torch.no_grad():
-        model.named_tensors()["model.norm.weight"][1] = float("nan")
-    save_checkpoint(tmp_path, model.trained_tensors(), optimizers, Progress(1), 1)
-    text = refused(tmp_path, TrainableQwen3(CONFIG), optimizers)
-    assert text.endswith("cannot be resumed: model.norm.weight holds NaN or infinity")

@@ -115,6 +115,27 @@ def test_updates_without_a_finite_gradient_are_left_out_and_end_the_run(recipe):
     assert [record["left_out"] for record in reporter.records] == [1, 2, 3, 4]
 
 
+def test_a_run_that_diverges_at_its_end_is_neither_saved_nor_exported(recipe):
+    """Too late for the guard, which counts updates in a row."""
+
+    def break_it(done: int) -> None:
+        if done == trainer.total:
+            with torch.no_grad():
+                trainer.parameters["model.norm.weight"].fill_(float("inf"))
+
+    recipe = replace(recipe, epochs=1, checkpoint_every=1000)
+    trainer = Trainer(
+        "sft",
+        recipe,
+        lambda learner, told: TextStage(recipe, "all", learner, told),
+        SilentReporter(break_it),
+    )
+    with pytest.raises(TrainingError, match=r"model\.norm\.weight holds NaN or infinity"):
+        trainer.train()
+    assert not list(recipe.output.glob("update-*"))
+    assert not (recipe.output / "model").exists()
+
+
 def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
     """An update of the usual size in a run of small ones is what a spike looks like."""
     guard = SpikeGuard(Guard(spike=10.0, patience=2))
