@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -50,6 +51,22 @@ def test_ctrl_c_saves_and_a_second_start_goes_on(recipe, tmp_path):
     rest = SilentReporter()
     sft(recipe, rest)
     assert rest.records[0]["update"] == 4
+
+
+def test_a_run_whose_folder_is_deleted_ends_at_its_next_checkpoint(recipe):
+    def delete(done: int) -> None:
+        if done == 6:
+            shutil.rmtree(recipe.output)
+
+    reporter = SilentReporter(delete)
+    with pytest.raises(TrainingError) as error:
+        sft(recipe, reporter)
+    assert str(error.value) == (
+        f"output = {recipe.output}: deleted, or its recipe.json, while the run goes on; it ends "
+        "here, as what it would save could not be resumed"
+    )
+    assert reporter.records[-1]["update"] == 10
+    assert not recipe.output.exists()
 
 
 def test_a_half_written_checkpoint_is_not_taken(recipe):
