@@ -87,6 +87,7 @@ class Trainer:
             with _interruption() as interrupted, open_log(recipe.output, progress.update) as log:
                 self._run(progress, interrupted, log)
             self.reporter.preparing(f"writing {exported}")
+            expect_folder(recipe.output)
             self.stage.export(exported)
         return exported
 

@@ -69,6 +69,20 @@ def test_a_run_whose_folder_is_deleted_ends_at_its_next_checkpoint(recipe):
     assert not recipe.output.exists()
 
 
+def test_a_run_whose_folder_is_deleted_exports_no_model_there(recipe, monkeypatch):
+    reporter = SilentReporter()
+    recipe = replace(recipe, epochs=1)
+
+    def delete(message: str) -> None:
+        if message == f"writing {recipe.output / 'model'}":
+            shutil.rmtree(recipe.output)
+
+    monkeypatch.setattr(reporter, "preparing", delete)
+    with pytest.raises(TrainingError, match=r"deleted, or its recipe\.json"):
+        sft(recipe, reporter)
+    assert not recipe.output.exists()
+
+
 def test_a_half_written_checkpoint_is_not_taken(recipe):
     def kill(done: int) -> None:
         if done == 6:
