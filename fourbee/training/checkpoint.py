@@ -2,15 +2,18 @@
 
 A checkpoint is a folder `update-N`. It appears under its name only when everything in it is on the
 disk, so a run that is killed at any moment finds its last whole checkpoint. What is saved is what
-is trained: with LoRA the adapters, not the weights that they adapt.
+is trained: with LoRA the adapters, not the weights that they adapt. Digests of its files tell
+whether it still is what was saved. Folders of other names are the user's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fourbee.foundation.errors import TrainingError
+from fourbee.foundation.errors import ModelFileError, TrainingError
+from fourbee.foundation.json_files import read_json_object
 
+WEIGHTS, MOMENTS = "model.safetensors", "optimizer.safetensors"
+PROGRESS, DIGESTS = "progress.json", "digests.json"
+_NAME = re.compile(r"update-([0-9]{7}|[1-9][0-9]{7,})")  # as `_name` writes it
 _OTHER_OPTIMIZERS = "saved with other optimizers (optimizer.matrices)"
 
 
@@ -45,22 +52,27 @@ def save_checkpoint(
     """Writes `run`/update-N with the trained `tensors`, and removes all but the `keep` newest.
 
     `state` is whatever else the run needs, as JSON. TrainingError where it cannot be written; the
-    checkpoints that there are stay.
+    checkpoints that there are stay; they do too where the run has diverged.
     """
-    final = run / f"update-{progress.update:07d}"
+    if wrong := not_finite(tensors.items()):
+        raise TrainingError(
+            f"update {progress.update}: {wrong} holds NaN or infinity, so it is not saved; "
+            "expected a lower optimizer.learning_rate, in another output"
+        )
+    final = run / _name(progress.update)
     partial = run / f"{final.name}.partial"
     saved = {"progress": asdict(progress), "state": dict(state or {})}
-    files = {
-        "model.safetensors": _contiguous(tensors),
-        "optimizer.safetensors": _optimizer_tensors(optimizers),
-    }
+    files = {WEIGHTS: _contiguous(tensors), MOMENTS: _optimizer_tensors(optimizers)}
     try:
         for left in run.glob("update-*.partial"):  # by a run that was killed
-            shutil.rmtree(left)
+            if _NAME.fullmatch(left.stem):
+                shutil.rmtree(left)
         partial.mkdir(parents=True)
         for name, content in files.items():
             save_file(content, partial / name)
-        (partial / "progress.json").write_text(json.dumps(saved), encoding="utf-8")
+        (partial / PROGRESS).write_text(json.dumps(saved), encoding="utf-8")
+        digests = {path.name: _digest(path) for path in partial.iterdir()}
+        (partial / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         if final.exists():
@@ -91,10 +103,11 @@ def load_checkpoint(
     if not found:
         return None
     folder = found[-1]
+    if wrong := _damage(folder):
+        raise TrainingError(f"checkpoint {folder}: cannot be resumed: {wrong}; {_way_on(found)}")
     try:
-        weights = load_file(folder / "model.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-        saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
+        saved = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         progress, state = Progress(**saved["progress"]), saved["state"]
         if {name: one.shape for name, one in weights.items()} != {
             name: one.shape for name, one in tensors.items()
@@ -102,8 +115,6 @@ def load_checkpoint(
             raise ValueError("saved by a run of another model, or with other lora settings")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                if not weights[name].isfinite().all():
-                    raise ValueError(f"{name} holds NaN or infinity")
                 tensor.copy_(weights[name])
         _restore_optimizers(optimizers, moments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -113,8 +124,47 @@ def load_checkpoint(
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in run.glob("update-*") if p.suffix != ".partial")
+    """The whole checkpoints of a run, oldest first; an empty folder is none."""
+    named = [path for path in run.glob("update-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in named if path.is_dir() and any(path.iterdir())]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, one in tensors if not one.isfinite().all()), None)
+
+
+def _name(update: int) -> str:
+    return f"update-{update:07d}"
+
+
+def _damage(folder: Path) -> str:
+    """What of a checkpoint is not as it was saved; empty for a whole one."""
+    try:
+        digests = read_json_object(folder / DIGESTS)
+        for name in (WEIGHTS, MOMENTS, PROGRESS):
+            if digests.get(name) != _digest(folder / name):
+                return f"{name} is damaged: it is not what was saved"
+        update = read_json_object(folder / PROGRESS)["progress"]["update"]
+    except (OSError, ModelFileError) as error:
+        return str(error)
+    return "" if folder.name == _name(update) else f"it was saved as {_name(update)}"
+
+
+def _way_on(found: Sequence[Path]) -> str:
+    """How a run whose last checkpoint is damaged goes on from one of those before it."""
+    newer: list[str] = []
+    for folder in reversed(found):
+        if not _damage(folder):
+            return f"{folder.name} is whole: delete {', '.join(newer)} to go on from there"
+        newer.append(folder.name)
+    return "none before it is whole; expected another output, or the run's folder deleted"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

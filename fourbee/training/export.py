@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.errors import ModelFileError, TrainingError, UsageError
 from fourbee.kernels.torch_ops import DTYPES, TorchOperations
 from fourbee.model.checkpoint_files import (
     COMPANIONS,
@@ -19,6 +20,7 @@ from fourbee.model.checkpoint_files import (
 )
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import weights_tree
+from fourbee.training.checkpoint import not_finite
 from fourbee.training.lora import load_adapter, save_adapter
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.recipe import Positions, TrainRecipe
@@ -74,14 +76,24 @@ def export_model(folder: Path, model: TrainableQwen3, recipe: TrainRecipe) -> No
     """Writes a checkpoint folder that `fourbee serve` and transformers load.
 
     Of a model with an adapter the merged weights, and beside them, in `adapter`, the adapter alone
-    in PEFT's format.
+    in PEFT's format. TrainingError for numbers that are not finite; nothing is written then.
     """
     dtype = DTYPES[recipe.export_type]
     tensors = {name: tensor.to(dtype) for name, tensor in model.merged_tensors().items()}
+    expect_finite(tensors.items(), recipe.export_type)
     save_weights(folder, weights_tree(model.config, tensors), TorchOperations())
     copy_tokenizer(recipe.tokenizer_folder, folder)
     if model.lora is not None:
         save_adapter(folder / ADAPTER, model.adapter_tensors(), model.lora, recipe.init_from)
+
+
+def expect_finite(tensors: Iterable[tuple[str, Tensor]], export_type: str) -> None:
+    """TrainingError for weights that diverged, or do not fit the type that they are written in."""
+    if wrong := not_finite(tensors):
+        raise TrainingError(
+            f"export_type = {export_type}: {wrong} holds NaN or infinity; expected a type that "
+            "holds the weights, or a lower optimizer.learning_rate, in another output"
+        )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fourbee.foundation.errors import TrainingError
 from fourbee.text.chat_format import ChatFormat
 from fourbee.training.learner import Learner
 from fourbee.training.losses import targets_by_document
@@ -15,6 +16,7 @@ from fourbee.training.samples import Document, encode
 from fourbee.training.sources import Sample, Told, good_samples
 
 _TOKENS_PER_PACK = 4096
+_LOGS_OWN = "update"  # stands beside the skills in a validation's record
 
 
 class HeldOutTexts:
@@ -32,6 +34,8 @@ class HeldOutTexts:
 
         def keep(sample: Sample) -> str:
             skill = str(sample.get("skill", "all"))
+            if skill == _LOGS_OWN:
+                raise TrainingError(f"skill = {skill}: a log's own key; expected another name")
             if len(self._skills.get(skill, ())) < settings.samples:
                 (document,) = encode(sample, "assistant", tokenizer, chat).documents
                 self._skills.setdefault(skill, []).append(_pieces(document, longest))

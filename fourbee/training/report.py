@@ -93,7 +93,7 @@ def read_run(folder: Path, name: str) -> Run:
                     for key, value in values.items():
                         _add(curves, f"{group}: {key}", measured["update"], value)
         else:
-            last = record
+            last = {key: one for key, one in record.items() if isinstance(one, int | float)}
             for key, value in record.items():
                 if key not in _HIDDEN:
                     _add(curves, key, record["update"], value)

@@ -16,7 +16,7 @@ from fourbee.model.checkpoint_files import (
 )
 from fourbee.model.config import Qwen3Config
 from fourbee.model.weights import tensor_shapes
-from fourbee.training.export import copy_tokenizer, fill
+from fourbee.training.export import copy_tokenizer, expect_finite, fill
 from fourbee.training.network import HEAD, SCORE, TrainableQwen3
 
 ARCHITECTURE = "Qwen3ForSequenceClassification"
@@ -27,7 +27,8 @@ def export_reward_model(
 ) -> None:
     """Writes weights (with an adapter merged), reward vector, configuration and tokenizer.
 
-    All tensors are of the type `export_type`, as transformers keeps them: of one.
+    All tensors are of the type `export_type`, as transformers keeps them: of one. TrainingError for
+    numbers that are not finite; nothing is written then.
     """
     more = {
         "architectures": [ARCHITECTURE],
@@ -40,6 +41,7 @@ def export_reward_model(
     }
     merged = model.merged_tensors() | {SCORE: model.all_tensors()[SCORE]}
     dtype, ops = DTYPES[export_type], TorchOperations()
+    expect_finite(((name, one.to(dtype)) for name, one in merged.items()), export_type)
     config = replace(model.config, torch_dtype=export_type)
     stored = ops.to_numpy(merged[SCORE].to(dtype)).dtype
     layout = {name: (stored, shape) for name, shape in _shapes(config).items()}

@@ -67,11 +67,8 @@ def own_run(stage: str, recipe: TrainRecipe) -> Iterator[None]:
 
 def _keep_recipe(run: Path, fixed: Mapping[str, Any]) -> None:
     """Writes the recipe down; if there are checkpoints already, only compares it."""
-    path, now = run / RECIPE, _flat(fixed)
-    if not checkpoints(run) or not path.is_file():
-        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        return
-    before = read_json_object(path)
+    now = _flat(fixed)
+    before = _noted(run, RECIPE, now)
     for key in [*now, *before]:
         was, given = before.get(key, _ABSENT), now.get(key, _ABSENT)
         if was != given:
@@ -86,22 +83,43 @@ def keep_contents(recipe: TrainRecipe) -> None:
 
     TrainingError naming the first that holds something else now.
     """
-    path = recipe.output / CONTENTS
     now = {
         f"{key} = {one}": _content(one)
         for key, one in _leaves(_fixed(recipe)).items()
         if isinstance(one, Path) and one.exists()
     }
-    if not checkpoints(recipe.output) or not path.is_file():
-        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        return
-    before = read_json_object(path)
+    before = _noted(recipe.output, CONTENTS, now)
     for name, content in now.items():
         if before.get(name, content) != content:
             raise TrainingError(
                 f"{name}: it holds something else than when the run in {recipe.output} was begun; "
                 "expected what it held, another output, or that folder deleted"
             )
+
+
+def expect_folder(run: Path) -> None:
+    """TrainingError where the folder of a run was deleted as it goes on: it writes no new one."""
+    if not (run / RECIPE).is_file():
+        raise TrainingError(
+            f"output = {run}: deleted, or its {RECIPE}, while the run goes on; it ends here, as "
+            "what it would save could not be resumed"
+        )
+
+
+def _noted(run: Path, name: str, now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a file of the run noted as it began; without checkpoints, `now`, which it notes."""
+    path = run / name
+    if not checkpoints(run):
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return now
+    try:
+        return read_json_object(path)
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{path}: no such file beside the run's checkpoints, so they may be those of another "
+            f"recipe; expected the {name} that the run wrote, another output, or that folder "
+            "deleted"
+        ) from None
 
 
 def _content(path: Path) -> str:

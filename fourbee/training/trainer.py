@@ -25,7 +25,7 @@ from fourbee.training.learner import Learner
 from fourbee.training.optimizers import build_optimizers, learning_rate_at
 from fourbee.training.recipe import TrainRecipe
 from fourbee.training.rollouts import encode_prompts, sample_texts
-from fourbee.training.run_folder import keep_contents, own_run
+from fourbee.training.run_folder import expect_folder, keep_contents, own_run
 from fourbee.training.run_log import Log, open_log
 from fourbee.training.spike_guard import SpikeGuard
 from fourbee.training.stage import Batch, Stage, Sums, merged
@@ -87,6 +87,7 @@ class Trainer:
             with _interruption() as interrupted, open_log(recipe.output, progress.update) as log:
                 self._run(progress, interrupted, log)
             self.reporter.preparing(f"writing {exported}")
+            expect_folder(recipe.output)
             self.stage.export(exported)
         return exported
 
@@ -186,6 +187,7 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         recipe = self.recipe
+        expect_folder(recipe.output)
         state = {"guard": self.guard.state(), "ended": self.ended, "enough": self._enough}
         save_checkpoint(
             recipe.output, self.parameters, self.optimizers, progress, recipe.keep_checkpoints,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from fourbee.foundation.errors import TrainingError
 from fourbee.training import checkpoint
-from fourbee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fourbee.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
 from fourbee.training.lora import LoraSettings
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.optimizers import OptimizerSettings, build_optimizers
@@ -127,13 +128,38 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(model, tmp_path, monkey
     monkeypatch.setattr(checkpoint, "_sync", lambda path: done.append(path.name))
     monkeypatch.setattr(checkpoint.os, "replace", renamed)
     save(tmp_path, model)
-    files = ["model.safetensors", "optimizer.safetensors", "progress.json"]
-    assert sorted(done[:3]) == files
-    assert done[3:] == ["update-0000001.partial", "renamed", tmp_path.name]
+    files = ["digests.json", "model.safetensors", "optimizer.safetensors", "progress.json"]
+    assert sorted(done[:4]) == files
+    assert done[4:] == ["update-0000001.partial", "renamed", tmp_path.name]
 
 
 def test_no_checkpoint_is_a_new_run(model, tmp_path):
     assert load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0)) is None
+
+
+def test_what_is_no_checkpoint_is_left_alone(model, tmp_path):
+    """A copy that the user made, notes, and an empty folder are neither loaded nor removed."""
+    shutil.copytree(save(tmp_path, model, 8), tmp_path / "update-best")
+    shutil.copytree(tmp_path / "update-best", tmp_path / "update-8")
+    for name in ("update-9999999", "update-00000012", "update-old.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "update-notes.txt").write_text("the best one")
+    (tmp_path / "update-0000099").write_text("a file")
+    theirs = {path.name for path in tmp_path.iterdir()} - {"update-0000008"}
+    for update in (9, 10):
+        save(tmp_path, model, update)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == theirs | {"update-0000009", "update-0000010"}
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found is not None
+    assert found[0].update == 10
+
+
+def test_more_updates_than_the_name_has_room_for_are_in_order(tmp_path):
+    names = ["update-9999999", "update-10000000", "update-100000000"]
+    for name in names:
+        (tmp_path / name / "one").mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == names
 
 
 # What the system's error is when it comes from Python, and from safetensors.
@@ -173,6 +199,21 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_whole_one(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_not_saved(model, tmp_path, value):
+    """What has diverged would push out the checkpoints from before."""
+    save(tmp_path, model, 3)
+    with torch.no_grad():
+        model.named_tensors()["model.norm.weight"][1] = float(value)
+    with pytest.raises(TrainingError) as error:
+        save_checkpoint(tmp_path, model.trained_tensors(), [], Progress(6), 1)
+    assert str(error.value) == (
+        "update 6: model.norm.weight holds NaN or infinity, so it is not saved; "
+        "expected a lower optimizer.learning_rate, in another output"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["update-0000003"]
+
+
 # ---- what cannot be resumed
 
 
@@ -199,19 +240,58 @@ def test_a_checkpoint_of_other_optimizers_is_one_line(model, tmp_path, saved, fo
     )
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json"])
-def test_a_damaged_checkpoint_is_one_line(model, tmp_path, file):
+def flip_a_bit(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+SAVED = ["model.safetensors", "optimizer.safetensors", "progress.json"]
+
+
+@pytest.mark.parametrize("file", SAVED)
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: path.write_bytes(b"short")])
+def test_a_damaged_checkpoint_is_one_line(model, tmp_path, file, damage):
     folder = save(tmp_path, model)
-    (folder / file).write_bytes(b"short")
-    assert refused(tmp_path, model, stepped(model, 0)).startswith(
-        f"checkpoint {folder}: cannot be resumed: "
+    damage(folder / file)
+    assert refused(tmp_path, model, stepped(model, 0)) == (
+        f"checkpoint {folder}: cannot be resumed: {file} is damaged: it is not what was saved; "
+        "none before it is whole; expected another output, or the run's folder deleted"
     )
 
 
-def test_weights_that_are_not_finite_are_not_taken_up(model, tmp_path):
-    optimizers = stepped(model, 0)
-    with torch.no_grad():
-        model.named_tensors()["model.norm.weight"][1] = float("nan")
-    save_checkpoint(tmp_path, model.trained_tensors(), optimizers, Progress(1), 1)
-    text = refused(tmp_path, TrainableQwen3(CONFIG), optimizers)
-    assert text.endswith("cannot be resumed: model.norm.weight holds NaN or infinity")
+@pytest.mark.parametrize("update", [3, '"12"', -3])
+def test_a_progress_of_other_updates_is_one_line(model, tmp_path, update):
+    file = save(tmp_path, model, 12) / "progress.json"
+    file.write_text(file.read_text().replace('"update": 12', f'"update": {update}'))
+    assert "progress.json is damaged" in refused(tmp_path, model, stepped(model, 0))
+
+
+@pytest.mark.parametrize("file", [*SAVED, "digests.json"])
+def test_a_checkpoint_without_one_of_its_files_is_one_line(model, tmp_path, file):
+    folder = save(tmp_path, model)
+    (folder / file).unlink()
+    text = refused(tmp_path, model, stepped(model, 0))
+    assert text.startswith(f"checkpoint {folder}: cannot be resumed: ")
+    assert f"No such file or directory: '{folder / file}'; none before it" in text
+
+
+def test_the_newest_whole_checkpoint_before_a_damaged_one_is_named(model, tmp_path):
+    folders = [save(tmp_path, model, update, keep=4) for update in (3, 6, 9, 12)]
+    for folder in folders[2:]:
+        flip_a_bit(folder / "model.safetensors")
+    text = refused(tmp_path, model, stepped(model, 0))
+    assert text.startswith(f"checkpoint {folders[3]}: cannot be resumed: model.safetensors is dam")
+    assert text.endswith(
+        "; update-0000006 is whole: delete update-0000012, update-0000009 to go on from there"
+    )
+    for folder in folders[2:]:
+        shutil.rmtree(folder)
+    found = load_checkpoint(tmp_path, model.trained_tensors(), stepped(model, 0))
+    assert found == (Progress(6), {})
+
+
+def test_a_checkpoint_that_was_renamed_is_one_line(model, tmp_path):
+    save(tmp_path, model, 3).rename(tmp_path / "update-0000009")
+    text = refused(tmp_path, model, stepped(model, 0))
+    assert ": it was saved as update-0000003; none before it is whole" in text

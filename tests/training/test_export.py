@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file
 
 from fourbee.engine.llm import LLM
-from fourbee.foundation.errors import ModelFileError, UsageError
+from fourbee.foundation.errors import ModelFileError, TrainingError, UsageError
 from fourbee.kernels.backends import native_built, open_operations
 from fourbee.kernels.paged_cache import own_cache
 from fourbee.kernels.torch_attention import DocumentAttention
@@ -165,6 +165,22 @@ def test_an_export_in_bfloat16_is_the_same_rounded(start, tmp_path):
             assert torch.equal(stored[name], one.bfloat16())
         expected, found = trainers_logits(model), their_logits(folder)
         assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("export_type", "value"), [("float32", "nan"), ("float32", "inf"), ("float16", "1e5")]
+)
+def test_weights_that_are_not_finite_are_not_exported(start, tmp_path, export_type, value):
+    model = trained(None)
+    with torch.no_grad():
+        model.named_tensors()["model.norm.weight"][1] = float(value)
+    with pytest.raises(TrainingError) as error:
+        export_model(tmp_path / "model", model, replace(start, export_type=export_type))
+    assert str(error.value) == (
+        f"export_type = {export_type}: model.norm.weight holds NaN or infinity; expected a type "
+        "that holds the weights, or a lower optimizer.learning_rate, in another output"
+    )
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_tokenizer_goes_with_an_export(start, tokenizer_folder, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 
+from fourbee.foundation.errors import TrainingError
 from fourbee.training.held_out import HeldOutTexts
 from fourbee.training.learner import Learner
 from fourbee.training.losses import NextToken
@@ -41,3 +43,13 @@ def test_a_text_that_is_cut_is_one_sample(recipe, tmp_path, monkeypatch):
         "accuracy": (targets - 1) / targets,
         "exact": 0.5,
     }
+
+
+def test_a_skill_may_not_be_called_as_a_key_of_the_log(recipe, tmp_path):
+    file = tmp_path / "held_out.jsonl"
+    lines = [{"text": "red"}, {"text": "blue", "skill": "update"}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    learner = Learner.from_recipe(recipe)
+    with pytest.raises(TrainingError) as error:
+        HeldOutTexts(replace(recipe, validation=Validation(file, samples=1)), learner, print)
+    assert str(error.value) == (f"{file}:2: skill = update: a log's own key; expected another name")

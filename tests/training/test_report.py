@@ -141,6 +141,21 @@ def test_a_folder_without_a_log_is_one_line(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_log_with_a_damaged_line_is_not_shown_up_to_there(tmp_path):
+    log = write_run(tmp_path / "run") / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:3], "{}\n", *lines[3:]]))
+    with pytest.raises(TrainingError, match=r"log\.jsonl:4: '{}': expected a record"):
+        read_run(log.parent, "run")
+
+
+def test_numbers_that_are_none_are_not_summed_up(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.jsonl").write_text('{"update": 1, "loss": null, "tokens": "many"}\n')
+    assert ["run", "1", "0", "0", "nan"] in report(tmp_path, folder).rows
+
+
 # ---- plots
 
 

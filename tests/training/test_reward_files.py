@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fourbee.engine.llm import LLM
-from fourbee.foundation.errors import ModelFileError
+from fourbee.foundation.errors import ModelFileError, TrainingError
 from fourbee.model import checkpoint_files
 from fourbee.model.config import Qwen3Config
 from fourbee.training.export import export_model
@@ -77,6 +77,15 @@ def test_transformers_and_we_load_it_with_the_same_rewards(tokenizer_folder, tmp
     assert (rewards(own) - expected).abs().max() <= (1e-5 if lora else 0)
     scores = Scorer(Learner(own, OPS, tokenizer=None)).scores(TEXTS)
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=1e-5)
+
+
+def test_a_reward_vector_that_is_not_finite_is_not_exported(tokenizer_folder, tmp_path):
+    model = moved()
+    with torch.no_grad():
+        model.all_tensors()["score.weight"][0, 0] = float("inf")
+    with pytest.raises(TrainingError, match=r"float32: score\.weight holds NaN or infinity"):
+        export_reward_model(tmp_path / "model", model, tokenizer_folder)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_reward_model_is_written_in_the_type_of_the_recipe(tokenizer_folder, tmp_path):

@@ -28,11 +28,17 @@ def refusal(recipe: TextRecipe, stage: str = "sft") -> str:
     return str(error.value)
 
 
+def add_checkpoint(run: Path) -> None:
+    (run / "update-0000005").mkdir()
+    (run / "update-0000005" / "progress.json").touch()
+
+
 @pytest.fixture
 def begun(recipe: TextRecipe) -> TextRecipe:
     """A recipe whose run has a checkpoint."""
     with own_run("sft", recipe):
-        (recipe.output / "update-0000005").mkdir()
+        keep_contents(recipe)
+        add_checkpoint(recipe.output)
     return recipe
 
 
@@ -115,7 +121,7 @@ def test_whatever_the_weights_depend_on_has_to_stay(begun, change, message):
 def test_a_setting_that_is_gone_is_named(begun):
     longer = replace(begun, output=begun.output.parent / "longer", data=begun.data * 2)
     with own_run("sft", longer):
-        (longer.output / "update-0000005").mkdir()
+        add_checkpoint(longer.output)
     text = refusal(replace(begun, output=longer.output))
     assert text.startswith("data[1].path = nothing: the run in ")
 
@@ -136,36 +142,53 @@ def test_files_that_hold_something_else_are_refused(begun, data_file, tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(bytes(1000))
-    recipe = replace(begun, init_from=weights, model=ModelShape())
+    recipe = replace(begun, init_from=weights, model=ModelShape(), output=tmp_path / "other")
+    recipe.output.mkdir()
     keep_contents(recipe)
+    add_checkpoint(recipe.output)
     keep_contents(recipe)
     data_file.write_text(data_file.read_text().replace("a", "e"))
     with pytest.raises(TrainingError) as error:
         keep_contents(recipe)
     assert str(error.value) == (
         f"data[0].path = {data_file}: it holds something else than when the run in "
-        f"{begun.output} was begun; expected what it held, another output, or that folder deleted"
+        f"{recipe.output} was begun; expected what it held, another output, or that folder deleted"
     )
     keep_contents(replace(recipe, data=(Source(tmp_path / "absent.jsonl"),)))  # said elsewhere
     (weights / "model.safetensors").write_bytes(b"1" * 1000)
     with pytest.raises(TrainingError, match=r"^init_from = .*weights: it holds something else"):
         keep_contents(replace(recipe, data=()))
-    shutil.rmtree(begun.output / "update-0000005")
+    shutil.rmtree(recipe.output / "update-0000005")
     keep_contents(recipe)  # before its first checkpoint a run may begin anew
     keep_contents(recipe)
 
 
-def test_of_large_files_blocks_tell(begun, tmp_path, monkeypatch):
+def test_of_large_files_blocks_tell(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_WHOLE", 0)
     monkeypatch.setattr(run_folder, "_BLOCK", 10)
     weights = tmp_path / "weights.gguf"
     weights.write_bytes(bytes(5000))
-    recipe = replace(begun, init_from=weights, model=ModelShape())
+    recipe = replace(recipe, init_from=weights, model=ModelShape())
+    recipe.output.mkdir()
     keep_contents(recipe)
+    add_checkpoint(recipe.output)
     keep_contents(recipe)
     weights.write_bytes(bytes(4999) + b"1")
     with pytest.raises(TrainingError, match="it holds something else"):
         keep_contents(recipe)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "contents.json"])
+def test_checkpoints_without_what_they_were_made_with_are_refused(begun, name):
+    path = begun.output / name
+    path.unlink()
+    with pytest.raises(TrainingError) as error, own_run("sft", begun):
+        keep_contents(begun)
+    assert str(error.value) == (
+        f"{path}: no such file beside the run's checkpoints, so they may be those of another "
+        f"recipe; expected the {name} that the run wrote, another output, or that folder deleted"
+    )
+    assert not path.exists()
 
 
 def test_before_its_first_checkpoint_a_run_may_begin_anew(recipe):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -50,6 +51,36 @@ def test_ctrl_c_saves_and_a_second_start_goes_on(recipe, tmp_path):
     rest = SilentReporter()
     sft(recipe, rest)
     assert rest.records[0]["update"] == 4
+
+
+def test_a_run_whose_folder_is_deleted_ends_at_its_next_checkpoint(recipe):
+    def delete(done: int) -> None:
+        if done == 6:
+            shutil.rmtree(recipe.output)
+
+    reporter = SilentReporter(delete)
+    with pytest.raises(TrainingError) as error:
+        sft(recipe, reporter)
+    assert str(error.value) == (
+        f"output = {recipe.output}: deleted, or its recipe.json, while the run goes on; it ends "
+        "here, as what it would save could not be resumed"
+    )
+    assert reporter.records[-1]["update"] == 10
+    assert not recipe.output.exists()
+
+
+def test_a_run_whose_folder_is_deleted_exports_no_model_there(recipe, monkeypatch):
+    reporter = SilentReporter()
+    recipe = replace(recipe, epochs=1)
+
+    def delete(message: str) -> None:
+        if message == f"writing {recipe.output / 'model'}":
+            shutil.rmtree(recipe.output)
+
+    monkeypatch.setattr(reporter, "preparing", delete)
+    with pytest.raises(TrainingError, match=r"deleted, or its recipe\.json"):
+        sft(recipe, reporter)
+    assert not recipe.output.exists()
 
 
 def test_a_half_written_checkpoint_is_not_taken(recipe):
@@ -113,6 +144,27 @@ def test_updates_without_a_finite_gradient_are_left_out_and_end_the_run(recipe):
     with pytest.raises(TrainingError, match=r"update 4: gradient norm nan.*5 updates in a row"):
         Trainer("sft", recipe, break_it, reporter).train()
     assert [record["left_out"] for record in reporter.records] == [1, 2, 3, 4]
+
+
+def test_a_run_that_diverges_at_its_end_is_neither_saved_nor_exported(recipe):
+    """Too late for the guard, which counts updates in a row."""
+
+    def break_it(done: int) -> None:
+        if done == trainer.total:
+            with torch.no_grad():
+                trainer.parameters["model.norm.weight"].fill_(float("inf"))
+
+    recipe = replace(recipe, epochs=1, checkpoint_every=1000)
+    trainer = Trainer(
+        "sft",
+        recipe,
+        lambda learner, told: TextStage(recipe, "all", learner, told),
+        SilentReporter(break_it),
+    )
+    with pytest.raises(TrainingError, match=r"model\.norm\.weight holds NaN or infinity"):
+        trainer.train()
+    assert not list(recipe.output.glob("update-*"))
+    assert not (recipe.output / "model").exists()
 
 
 def test_one_spike_is_left_out_and_the_run_goes_on(recipe):
