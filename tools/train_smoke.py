@@ -21,6 +21,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "abacus"
 SHORTER = {
     "sft": [
         "updates=400",
+        "tokens_per_update=768",
         "validate_every=5",
         "validation.enough=0.4",
         "optimizer.decay_fraction=0.0",
