@@ -99,7 +99,7 @@ def test_an_answer_streams_and_its_footer_tells_the_figures(page: Page, server: 
     }
     # A conversation has one name, a new one another.
     send(page, "more")
-    finished(page)
+    finished(page, 2)
     page.locator("#new-chat").click()
     send(page, "anew")
     finished(page)
