@@ -90,9 +90,9 @@ def shakespeare(
     for name, points in curves.items():
         shown = [f"{one['seconds']:.0f} s {one['loss']:.3f}" for one in points]
         Console(stderr=True).print(f"{name}: {', '.join(shown)}")
-    about = {"kind": "shakespeare", "minutes": minutes, "machine": machine() | {"threads": 1}}
     if results:
         results.mkdir(parents=True, exist_ok=True)
+        about = {"kind": "shakespeare", "minutes": minutes, "machine": machine() | {"threads": 1}}
         (results / "shakespeare.json").write_text(json.dumps(about | {"curves": curves}) + "\n")
         points_of = {
             name: [(one["seconds"], one["loss"]) for one in points]

@@ -168,9 +168,8 @@ class Trainer:
         if self.recipe.samples.prompts:
             texts = sample_texts(self.learner, self.recipe.samples)
             log({"samples": {"update": progress.update, "items": texts}})
-        enough = self._enough
         exact = [values["exact"] for values in measured.values() if "exact" in values]
-        return enough > 0 and bool(exact) and statistics.mean(exact) >= enough
+        return self._enough > 0 and bool(exact) and statistics.mean(exact) >= self._enough
 
     def _resume(self) -> Progress:
         found = load_checkpoint(self.recipe.output, self.parameters, self.optimizers)
