@@ -10,7 +10,13 @@ void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
       const int64_t at = (row * r.heads + head) * r.head_dim;
       normed(r.x + at, r.norm, r.eps, r.head_dim, x);
       float* out = r.out + at;
-      for (int64_t d = 0; d < half; d++) {
+      int64_t d = 0;
+      for (; d + 16 <= half; d += 16) {
+        const F first = load(x + d), second = load(x + d + half), c = load(cos + d), s = load(sin + d);
+        store(out + d, sub(mul(first, c), mul(second, s)));
+        store(out + d + half, add(mul(second, c), mul(first, s)));
+      }
+      for (; d < half; d++) {
         out[d] = x[d] * cos[d] - x[d + half] * sin[d];
         out[d + half] = x[d + half] * cos[d] + x[d] * sin[d];
       }

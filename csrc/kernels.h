@@ -9,6 +9,7 @@ namespace fourbee {
 constexpr int64_t kBlockRows = 16;  // output rows of a packed block
 constexpr int64_t kPageKeys = 64;   // positions of a page of keys and values
 constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are joined
+constexpr int64_t kGradientRows = 64; // rows whose share of a gradient is summed up before sums are joined
 constexpr int64_t kHeadColumns = 1536;    // of a row of logits that are summed up before sums are joined
 constexpr int64_t kMaximaColumns = 64;    // that share a maximum, by which the likeliest are found
 
@@ -66,6 +67,14 @@ struct HeadRotation {
   float eps;
   int64_t heads, head_dim;
   float* out;
+};
+
+// Gradients of RMSNorm: `grad` is that of its result. `grad_norm` has a row for each kGradientRows rows.
+struct NormGradient {
+  const float *x, *norm, *grad;
+  float eps;
+  int64_t rows, columns;
+  float *grad_x, *grad_norm;
 };
 
 // One layer of the pages: page p of a sequence starts at bases[p].
@@ -154,6 +163,11 @@ struct Kernels {
   int64_t (*gather_logits)(const float* logits, int64_t count, float least, int64_t first, LikelyToken* tokens);
   // Into `best` where one is more.
   void (*sample_logits)(const NoisyRow&, const float* logits, int64_t count, int64_t first, NoisyToken* best);
+  // Of one block of kGradientRows rows; in the second they are heads, and the rotation goes backwards first.
+  void (*norm_gradient)(const NormGradient&, int64_t block);
+  void (*head_gradient)(const HeadRotation&, const NormGradient&, int64_t block);
+  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  void (*swiglu_gradient)(float* gate, float* up, float* inner, int64_t count);
   int32_t (*spin_int8)(int64_t turns);
   int32_t (*spin_bf16)(int64_t turns);
   int32_t (*read_bytes)(const uint8_t* data, int64_t size);

@@ -151,6 +151,7 @@ void bind_products(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_head(nb::module_& module);
 void bind_plan(nb::module_& module);
+void bind_gradients(nb::module_& module);
 void bind_peaks(nb::module_& module);
 
 }  // namespace fourbee

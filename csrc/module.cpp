@@ -83,5 +83,6 @@ NB_MODULE(_native, module) {
   bind_attention(module);
   bind_head(module);
   bind_plan(module);
+  bind_gradients(module);
   bind_peaks(module);
 }

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fourbee.kernels.operations import Linear, LowRank, Rotary
 from fourbee.kernels.torch_ops import TorchOperations
+from fourbee.training import rows
 from fourbee.training.lora import AdaptedLinear
 from fourbee.training.products import product
 
 
 class TrainingOperations(TorchOperations):
     """`TorchOperations`, quicker with gradients; linear maps may have adapters in training."""
+
+    def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        rows.follow_threads()
 
     def norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         normed: Tensor = _Norm.apply(x_TD, weight_D, eps, self.dtype)  # type: ignore[no-untyped-call]
@@ -104,37 +108,32 @@ class _GatedProduct(torch.autograd.Function):
         ctx: Any, gate_TF: Tensor, up_TF: Tensor, weight_DF: Tensor, dtype: torch.dtype
     ) -> Tensor:
         ctx.save_for_backward(gate_TF, up_TF, weight_DF)
-        return product(F.silu(gate_TF).mul_(up_TF), weight_DF.to(dtype))
+        return product(rows.gated(gate_TF, up_TF), weight_DF.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         gate, up, weight = ctx.saved_tensors
-        grad = grads[0]
-        activated = F.silu(gate)
+        inner = _grad_input(grads[0], weight)
+        grad_gate, grad_up, activated = rows.gated_gradient(inner, gate, up)
         grad_weight = None
         if ctx.needs_input_grad[2]:
-            grad_weight = _grad_weight(grad, activated * up, weight)
-        inner = _grad_input(grad, weight)
-        grad_up = activated.mul_(inner)
-        grad_gate: Tensor = torch.ops.aten.silu_backward(inner.mul_(up), gate)
+            grad_weight = _grad_weight(grads[0], activated, weight)
         return grad_gate, grad_up, grad_weight, None
 
 
 class _Norm(torch.autograd.Function):
-    """RMSNorm (Zhang & Sennrich 2019), in float32; beside its input it keeps a number a row."""
+    """RMSNorm; what its backward pass needs beside its input is made again."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        x = x_TD.float()
-        scale = _inverse_rms(x, eps)
-        ctx.save_for_backward(x_TD, weight_D, scale)
-        return (x * scale).to(dtype).mul_(weight_D.to(dtype))
+        ctx.save_for_backward(x_TD, weight_D)
+        ctx.eps = eps
+        return rows.norm(x_TD, weight_D, eps, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        grad_x, grad_weight = _norm_backward(grads[0].float(), x.float(), weight.float(), scale)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
+        x, weight = ctx.saved_tensors
+        return *rows.norm_gradient(grads[0], x, weight, ctx.eps), None, None
 
 
 class _NormRotary(torch.autograd.Function):
@@ -144,47 +143,15 @@ class _NormRotary(torch.autograd.Function):
     def forward(
         ctx: Any, x_TN: Tensor, weight_K: Tensor, cos: Tensor, sin: Tensor, eps: float
     ) -> Tensor:
-        x = x_TN.view(len(x_TN), -1, len(weight_K)).float()
-        scale = _inverse_rms(x, eps)
-        ctx.save_for_backward(x_TN, weight_K, cos, sin, scale)
-        normed = (x * scale).mul_(weight_K.float())
-        return _rotated(normed, cos, sin).to(x_TN.dtype)
+        ctx.save_for_backward(x_TN, weight_K, cos, sin)
+        ctx.eps = eps
+        return rows.norm_rotary(x_TN, weight_K, cos, sin, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x_TN, weight, cos, sin, scale = ctx.saved_tensors
-        grad = _rotated(grads[0].float(), cos, -sin)
-        x = x_TN.view(grad.shape).float()
-        grad_x, grad_weight = _norm_backward(grad, x, weight.float(), scale)
-        grad_x = grad_x.view(x_TN.shape).to(x_TN.dtype)
-        return grad_x, grad_weight.to(weight.dtype), None, None, None
-
-
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """Over the last axis, which stays."""
-    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `x * scale * weight` over the last axis, `scale` being that of x."""
-    normed = x * scale
-    weighed = grad * normed
-    grad_weight = weighed.flatten(0, -2).sum(0)
-    along = (weighed @ weight).div_(-x.shape[-1])[..., None]
-    grad_x = (grad * weight).addcmul_(normed, along).mul_(scale)
-    return grad_x, grad_weight
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + K/2) of x `[T, H, K]`; cos and sin are `[T, K/2]`."""
-    cos, sin = cos[:, None], sin[:, None]
-    rotated = x * torch.cat((cos, cos), dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    upper, lower = rotated.chunk(2, dim=-1)
-    upper.addcmul_(second, sin, value=-1)
-    lower.addcmul_(first, sin)
-    return rotated
+        x, weight, cos, sin = ctx.saved_tensors
+        gradients = rows.norm_rotary_gradient(grads[0], x, weight, cos, sin, ctx.eps)
+        return *gradients, None, None, None
 
 
 def _grad_input(grad_TN: Tensor, weight_ND: Tensor) -> Tensor:
