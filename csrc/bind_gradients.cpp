@@ -1,4 +1,6 @@
 // What training runs of the kernels, as Python calls it: float32 alone; products are torch's.
+#include <cmath>
+
 #include "machine.h"
 
 namespace fourbee {
@@ -85,6 +87,56 @@ void swiglu_gradient(Vector gate, Vector up, Vector inner) {
   });
 }
 
+// Shapes of a pack; documents that follow each other without a gap.
+DocumentRows documents_of(InHeads query, InHeads key, InHeads value, Integers starts) {
+  const int64_t rows = int64_t(query.shape(0)), query_heads = int64_t(query.shape(1)), head_dim = int64_t(query.shape(2));
+  const int64_t heads = int64_t(key.shape(1)), documents = int64_t(starts.shape(0)) - 1;
+  require(head_dim % 16 == 0, "head_dim: expected a multiple of 16");
+  require(heads > 0 && query_heads % heads == 0, "heads of query: expected a multiple of those of key");
+  for (const InHeads* one : {&key, &value}) {
+    require_equal("rows of keys and values", int64_t(one->shape(0)), rows);
+    require_equal("heads of keys and values", int64_t(one->shape(1)), heads);
+    require_equal("dimensions of keys and values", int64_t(one->shape(2)), head_dim);
+  }
+  require(documents >= 0, "starts: expected one more than documents");
+  require_equal("the first start", starts(0), 0);
+  require_equal("the last start", starts(size_t(documents)), rows);
+  for (int64_t i = 0; i < documents; i++) {
+    const int64_t length = starts(size_t(i + 1)) - starts(size_t(i));
+    require(length > 0 && length <= kLongestDocument, "length of a document = " + std::to_string(length) + ": expected from 1 to " + std::to_string(kLongestDocument));
+  }
+  return {query.data(), key.data(), value.data(), query_heads, heads, head_dim, starts.data(), 1.0f / std::sqrt(float(head_dim)), nullptr};
+}
+
+void require_same(const char* what, const InHeads& like, size_t rows, size_t heads, size_t head_dim) {
+  require(rows == like.shape(0) && heads == like.shape(1) && head_dim == like.shape(2), std::string(what) + ": expected the shape of what it belongs to");
+}
+
+template <typename Work>
+void each_document(const DocumentRows& rows, int64_t documents, Work work) {
+  nb::gil_scoped_release release;
+  std::lock_guard lock(machine().busy);
+  machine().pool->run(documents * rows.heads, [&](int64_t task) { work(task / rows.heads, task % rows.heads); });
+}
+
+void attend_documents(InHeads query, InHeads key, InHeads value, Integers starts, Heads out) {
+  DocumentRows rows = documents_of(query, key, value, starts);
+  require_same("out", query, out.shape(0), out.shape(1), out.shape(2));
+  rows.out = out.data();
+  each_document(rows, int64_t(starts.shape(0)) - 1, [&](int64_t document, int64_t head) { machine().kernels->attend_document(rows, document, head); });
+}
+
+void document_gradients(InHeads query, InHeads key, InHeads value, Integers starts, InHeads grad, Heads grad_query, Heads grad_key, Heads grad_value) {
+  const DocumentRows rows = documents_of(query, key, value, starts);
+  require_same("grad", query, grad.shape(0), grad.shape(1), grad.shape(2));
+  require_same("grad_query", query, grad_query.shape(0), grad_query.shape(1), grad_query.shape(2));
+  require_same("grad_key", key, grad_key.shape(0), grad_key.shape(1), grad_key.shape(2));
+  require_same("grad_value", key, grad_value.shape(0), grad_value.shape(1), grad_value.shape(2));
+  const DocumentGradients gradients{grad.data(), grad_query.data(), grad_key.data(), grad_value.data()};
+  each_document(rows, int64_t(starts.shape(0)) - 1,
+                [&](int64_t document, int64_t head) { machine().kernels->document_gradient(rows, gradients, document, head); });
+}
+
 }  // namespace
 
 void bind_gradients(nb::module_& module) {
@@ -93,6 +145,10 @@ void bind_gradients(nb::module_& module) {
              nb::arg("grad_x"), nb::arg("grad_norm"));
   module.def("swiglu", &swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"));
   module.def("swiglu_gradient", &swiglu_gradient, nb::arg("gate"), nb::arg("up"), nb::arg("inner"));
+  module.attr("LONGEST_DOCUMENT") = kLongestDocument;
+  module.def("attend_documents", &attend_documents, nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("starts"), nb::arg("out"));
+  module.def("document_gradients", &document_gradients, nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("starts"), nb::arg("grad"),
+             nb::arg("grad_query"), nb::arg("grad_key"), nb::arg("grad_value"));
 }
 
 }  // namespace fourbee

@@ -37,7 +37,7 @@ void head_gradient(const HeadRotation& r, const NormGradient& g, int64_t block) 
   const int64_t half = r.head_dim / 2;
   float* grad_norm = g.grad_norm + block * r.head_dim;
   std::fill_n(grad_norm, r.head_dim, 0.0f);
-  std::vector<float> scratch(r.head_dim);
+  std::vector<float> scratch(size_t(r.head_dim));
   float *first = scratch.data(), *second = first + half;
   for (int64_t row = block * kGradientRows; row < std::min(g.rows, (block + 1) * kGradientRows); row++) {
     const float *cos = r.cos + row * half, *sin = r.sin + row * half;

@@ -22,6 +22,7 @@ namespace {
 #include "attention.inl"
 #include "head.inl"
 #include "gradients.inl"
+#include "documents.inl"
 #include "peaks.inl"
 
 }  // namespace
@@ -35,7 +36,8 @@ const Kernels FOURBEE_JOINED(kernels_, FOURBEE_ISA_NAME) = {
     FOURBEE_STRING(FOURBEE_ISA_NAME), prepare, multiply, norm, rotate_heads, pack_block, unpack_row,
     store_keys, attend, attend_split, join,
     scan_logits, scaled_mass, gather_logits, sample_logits,
-    norm_gradient, head_gradient, swiglu, swiglu_gradient, spin_int8, spin_bf16, read_bytes,
+    norm_gradient, head_gradient, swiglu, swiglu_gradient, attend_document, document_gradient,
+    spin_int8, spin_bf16, read_bytes,
 };
 
 }  // namespace fourbee

@@ -9,6 +9,7 @@ namespace fourbee {
 constexpr int64_t kBlockRows = 16;  // output rows of a packed block
 constexpr int64_t kPageKeys = 64;   // positions of a page of keys and values
 constexpr int64_t kSplitKeys = 512; // keys that are summed up before sums are joined
+constexpr int64_t kLongestDocument = 1024;  // of attention in training, which holds the scores of a document
 constexpr int64_t kGradientRows = 64; // rows whose share of a gradient is summed up before sums are joined
 constexpr int64_t kHeadColumns = 1536;    // of a row of logits that are summed up before sums are joined
 constexpr int64_t kMaximaColumns = 64;    // that share a maximum, by which the likeliest are found
@@ -75,6 +76,21 @@ struct NormGradient {
   float eps;
   int64_t rows, columns;
   float *grad_x, *grad_norm;
+};
+
+// Documents of a pack, rows one after another: [T, heads, K] each. Document i begins at starts[i].
+struct DocumentRows {
+  const float *query, *key, *value;
+  int64_t query_heads, heads, head_dim;
+  const int64_t* starts;
+  float scale;
+  float* out;
+};
+
+// `grad` is that of the result, the others are written.
+struct DocumentGradients {
+  const float* grad;
+  float *query, *key, *value;
 };
 
 // One layer of the pages: page p of a sequence starts at bases[p].
@@ -168,6 +184,9 @@ struct Kernels {
   void (*head_gradient)(const HeadRotation&, const NormGradient&, int64_t block);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
   void (*swiglu_gradient)(float* gate, float* up, float* inner, int64_t count);
+  // Of one document and key-value head.
+  void (*attend_document)(const DocumentRows&, int64_t document, int64_t head);
+  void (*document_gradient)(const DocumentRows&, const DocumentGradients&, int64_t document, int64_t head);
   int32_t (*spin_int8)(int64_t turns);
   int32_t (*spin_bf16)(int64_t turns);
   int32_t (*read_bytes)(const uint8_t* data, int64_t size);

@@ -20,9 +20,9 @@ import torch
 
 from fourbee.benchmarks.plain_loop import PlainLoop, PlainShape
 from fourbee.foundation.runtime import keep_freed_memory
-from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES
 from fourbee.model.config import Qwen3Config
+from fourbee.training.attention import TrainingAttention
 from fourbee.training.losses import next_token_loss
 from fourbee.training.network import TrainableQwen3
 from fourbee.training.operations import TrainingOperations
@@ -72,7 +72,7 @@ class OurLoop:
         """One update; its loss."""
         pack = self._pack()
         ids, positions = torch.from_numpy(pack.ids), torch.from_numpy(pack.positions)
-        hidden = self.model(ids, positions, DocumentAttention(pack.lengths), self.ops)
+        hidden = self.model(ids, positions, TrainingAttention(pack.lengths), self.ops)
         loss = next_token_loss(hidden, self.model.head(), pack, self.ops).loss / pack.num_targets
         del hidden
         torch.autograd.backward(loss)

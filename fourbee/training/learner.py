@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fourbee.foundation.errors import UsageError
 from fourbee.kernels.operations import Linear
-from fourbee.kernels.torch_attention import DocumentAttention
 from fourbee.kernels.torch_ops import DTYPES
 from fourbee.model.config import Qwen3Config
 from fourbee.text.tokenizer import Tokenizer
+from fourbee.training.attention import TrainingAttention
 from fourbee.training.export import initial_adapter, initial_weights, with_positions
 from fourbee.training.losses import NextToken, next_token_loss, token_logps
 from fourbee.training.network import TrainableQwen3, recomputed_block
@@ -79,7 +79,7 @@ class Learner:
         device = self.ops.device
         ids = torch.from_numpy(pack.ids).to(device)
         positions = torch.from_numpy(pack.positions).to(device)
-        hidden: Tensor = self.model(ids, positions, DocumentAttention(pack.lengths), self.ops)
+        hidden: Tensor = self.model(ids, positions, TrainingAttention(pack.lengths), self.ops)
         return hidden
 
     def next_token(self, pack: Pack) -> NextToken:

@@ -49,7 +49,7 @@ class Mixture:
     ) -> list[float]:
         """The share of each source, summing to 1; `shares` of groups instead of the mixture's own.
 
-        UsageError for shares of unknown groups or for nothing at all.
+        UsageError for shares of unknown groups, for groups without one, and for nothing at all.
         """
         groups = self.groups(sources)
         shares = shares or self.shares
@@ -59,6 +59,9 @@ class Mixture:
                 raise UsageError(
                     f"shares: no {self.by} {name!r}{nearest(name, groups)}; known: {known}"
                 )
+        for name in groups:
+            if shares and name not in shares:
+                raise UsageError(f"shares: none for {self.by} {name!r}; 0 leaves it out")
         sizes: Counter[str] = Counter()
         weighted: dict[str, float] = dict.fromkeys(groups, 0.0)
         for group, source, count in zip(groups, sources, tokens, strict=True):
@@ -70,7 +73,7 @@ class Mixture:
         if total <= 0:
             raise UsageError("shares: all are 0")
         return [
-            wanted.get(group, 0.0) / total * count * source.weight / (weighted[group] or 1.0)
+            wanted[group] / total * count * source.weight / (weighted[group] or 1.0)
             for group, source, count in zip(groups, sources, tokens, strict=True)
         ]
 

@@ -16,22 +16,22 @@ from torch import Tensor
 
 from fourbee.kernels.backends import native_built
 
-_native: Any = None
+native: Any = None
 if native_built():
-    from fourbee.kernels import _native
+    from fourbee.kernels import _native as native
 
 
 def follow_threads() -> None:
     """The kernels take as many threads as torch has now."""
-    if _native is not None and _native.threads() != torch.get_num_threads():
-        _native.set_threads(torch.get_num_threads())
+    if native is not None and native.threads() != torch.get_num_threads():
+        native.set_threads(torch.get_num_threads())
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """RMSNorm (Zhang & Sennrich 2019) in float32, rounded to `dtype`."""
-    if dtype == torch.float32 and _are_native(x_TD, weight_D):
+    if dtype == torch.float32 and are_native(x_TD, weight_D):
         out = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
-        _native.norm(_array(x_TD), _array(weight_D), eps, _array(out))
+        native.norm(_flat(x_TD), array_of(weight_D), eps, _flat(out))
         return out
     x = x_TD.float()
     return (x * _inverse_rms(x, eps)).to(dtype).mul_(weight_D.to(dtype))
@@ -41,11 +41,11 @@ def norm_gradient(
     grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight, in their types."""
-    if _are_native(grad_TD, x_TD, weight_D):
+    if are_native(grad_TD, x_TD, weight_D):
         grad_x = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
         grad_weight = torch.empty_like(weight_D)
-        arrays = (_array(one) for one in (grad_TD, grad_x, grad_weight))
-        _native.norm_gradient(_array(x_TD), _array(weight_D), eps, *arrays)
+        arrays = (_flat(grad_TD), _flat(grad_x), array_of(grad_weight))
+        native.norm_gradient(_flat(x_TD), array_of(weight_D), eps, *arrays)
         return grad_x, grad_weight
     return _norm_gradient(grad_TD.float(), x_TD, weight_D, eps)
 
@@ -55,10 +55,10 @@ def norm_rotary(
 ) -> Tensor:
     """RMSNorm of each head, then rotary positions: `[T, N]` to `[T, N / K, K]`."""
     x_THK = x_TN.view(len(x_TN), -1, len(weight_K))
-    if _are_native(x_THK, weight_K, cos_TK, sin_TK):
+    if are_native(x_THK, weight_K, cos_TK, sin_TK):
         out = torch.empty_like(x_THK, memory_format=torch.contiguous_format)
-        tables = (_array(cos_TK), _array(sin_TK))
-        _native.rotate_heads(_array(x_THK), _array(weight_K), eps, *tables, _array(out))
+        tables = (array_of(cos_TK), array_of(sin_TK))
+        native.rotate_heads(array_of(x_THK), array_of(weight_K), eps, *tables, array_of(out))
         return out
     x = x_THK.float()
     normed = (x * _inverse_rms(x, eps)).mul_(weight_K.float())
@@ -70,11 +70,11 @@ def norm_rotary_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, `[T, N]`, and of the weight, in their types."""
     x_THK = x_TN.view(grad_THK.shape)
-    if _are_native(grad_THK, x_THK, weight_K, cos_TK, sin_TK):
+    if are_native(grad_THK, x_THK, weight_K, cos_TK, sin_TK):
         grad_x = torch.empty_like(x_THK, memory_format=torch.contiguous_format)
         grad_weight = torch.empty_like(weight_K)
-        arrays = (_array(one) for one in (cos_TK, sin_TK, grad_THK, grad_x, grad_weight))
-        _native.head_gradient(_array(x_THK), _array(weight_K), eps, *arrays)
+        arrays = (array_of(one) for one in (cos_TK, sin_TK, grad_THK, grad_x, grad_weight))
+        native.head_gradient(array_of(x_THK), array_of(weight_K), eps, *arrays)
         return grad_x.view(x_TN.shape), grad_weight
     grad = _rotated(grad_THK.float(), cos_TK, -sin_TK)
     grad_x, grad_weight = _norm_gradient(grad, x_THK, weight_K, eps)
@@ -83,9 +83,9 @@ def norm_rotary_gradient(
 
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """`silu(gate) * up`."""
-    if _are_native(gate_TF, up_TF):
+    if are_native(gate_TF, up_TF):
         out = torch.empty_like(gate_TF, memory_format=torch.contiguous_format)
-        _native.swiglu(*(_array(one).reshape(-1) for one in (gate_TF, up_TF, out)))
+        native.swiglu(*(array_of(one).reshape(-1) for one in (gate_TF, up_TF, out)))
         return out
     return F.silu(gate_TF).mul_(up_TF)
 
@@ -95,8 +95,8 @@ def gated_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of gate and of up, and the product again; all three may be overwritten."""
     tensors = (gate_TF, up_TF, grad_TF)
-    if _are_native(*tensors) and all(one.is_contiguous() for one in tensors):
-        _native.swiglu_gradient(*(_array(one).reshape(-1) for one in tensors))
+    if are_native(*tensors) and all(one.is_contiguous() for one in tensors):
+        native.swiglu_gradient(*(array_of(one).reshape(-1) for one in tensors))
         torch.autograd.graph.increment_version(tensors)  # a second backward pass is refused
         return grad_TF, up_TF, gate_TF
     activated = F.silu(gate_TF)
@@ -106,15 +106,22 @@ def gated_gradient(
     return grad_gate, grad_up, product
 
 
-def _are_native(*tensors: Tensor) -> bool:
-    return _native is not None and all(
+def are_native(*tensors: Tensor) -> bool:
+    """Whether the kernels are there and take these."""
+    return native is not None and all(
         one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors
     )
 
 
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
+def array_of(tensor: Tensor) -> npt.NDArray[Any]:
+    """Its numbers as the kernels take them: the memory itself where that is contiguous."""
     array: npt.NDArray[Any] = tensor.detach().contiguous().numpy()
     return array
+
+
+def _flat(tensor: Tensor) -> npt.NDArray[Any]:
+    """All axes but the last as one."""
+    return array_of(tensor).reshape(-1, tensor.shape[-1])
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +127,7 @@ def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator
     unread: list[FourbeeError] = []
     # Not forked: the parent may have threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             for chunk in _until_unread(_chunks(read_raw(source)), unread):
                 pending.append(pool.submit(_encode_in_process, source, folder, loss, chunk))
@@ -137,6 +139,18 @@ def _corpora(source: Source, folder: Path, loss: Loss, workers: int) -> Iterator
             pool.shutdown(cancel_futures=True)
     if unread:
         raise unread[0]
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _until_unread(chunks: Iterator[Chunk], unread: list[FourbeeError]) -> Iterator[Chunk]:
@@ -244,6 +258,9 @@ def _read(folder: Path, source: Source) -> Corpus | None:
 
 
 def _write(folder: Path, corpus: Corpus) -> None:
+    for left in folder.parent.glob(f"{folder.name}.partial-*"):
+        if not _runs(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
         _write_arrays(partial, corpus)
@@ -255,6 +272,16 @@ def _write(folder: Path, corpus: Corpus) -> None:
     # Here is something only if it is damaged, or just written by another process of the run.
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _write_arrays(partial: Path, corpus: Corpus) -> None:

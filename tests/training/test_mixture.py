@@ -50,7 +50,7 @@ THREE = [corpus_of(lengths(tokens, n), name="abc"[n]) for n, tokens in
         (Mixture(exponent=0.3), (1, 1, 1), None),
         (Mixture(exponent=0.0), (1, 1, 2), (0.25, 0.25, 0.5)),
         (Mixture(shares={"a": 5, "b": 3, "c": 2}), (1, 1, 1), (0.5, 0.3, 0.2)),
-        (Mixture(shares={"a": 1, "c": 1}), (1, 1, 1), (0.5, 0.0, 0.5)),
+        (Mixture(shares={"a": 1, "b": 0, "c": 1}), (1, 1, 1), (0.5, 0.0, 0.5)),
     ],
 )
 def test_shares_hold_within_a_hundredth_at_every_moment(mixture, weights, expected):
@@ -69,7 +69,7 @@ def test_shares_hold_within_a_hundredth_at_every_moment(mixture, weights, expect
 
 
 def test_what_is_small_repeats_and_each_round_is_shuffled_anew():
-    plan = planned(THREE, mixture=Mixture(shares={"a": 1, "c": 1}), tokens=60_000)
+    plan = planned(THREE, mixture=Mixture(shares={"a": 1, "b": 0, "c": 1}), tokens=60_000)
     small = plan.pieces[plan.pieces[:, 0] == 2, 1]
     count = len(THREE[2])
     # Packing looks ahead, so that rounds overlap a little.
@@ -110,7 +110,9 @@ def mixed(mixture: Mixture) -> None:
     [
         (lambda: mixed(Mixture(shares={"wikki": 1})),
          "shares: no source 'wikki' (did you mean 'wiki'?); known: wiki, books"),
-        (lambda: mixed(Mixture(shares={"wiki": 0})), "shares: all are 0"),
+        (lambda: mixed(Mixture(shares={"wiki": 1})),
+         "shares: none for source 'books'; 0 leaves it out"),
+        (lambda: mixed(Mixture(shares={"wiki": 0, "books": 0})), "shares: all are 0"),
         (lambda: Mixture(shares={"wiki": -1}), "mixture.shares.wiki = -1: expected at least 0"),
         (lambda: mixed(Mixture(by="language")),
          "mixture.by = 'language', but wiki.jsonl has no language"),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +221,53 @@ def test_any_number_of_processes_gives_the_same_corpus_and_the_first_error(
     for workers in (1, 2):
         with pytest.raises(TrainingError, match=r"data\.jsonl:11: nothing to learn"):
             tokenise(Source(path), tokenizer_folder, "assistant", workers=workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the children of a process in /proc")
+def test_workers_end_with_a_parent_that_was_killed(tmp_path, tokenizer_folder):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "one two"}\n' * 1_000_000)
+    words = (
+        "import sys; from pathlib import Path; from fourbee.training.sources import Source;"
+        "from fourbee.training.tokenise import tokenise\n"
+        "if __name__ == '__main__':"
+        " tokenise(Source(Path(sys.argv[1])), Path(sys.argv[2]), 'all', workers=2)"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(words)
+    command = [sys.executable, str(script), str(path), str(tokenizer_folder)]
+    children: list[int] = []
+    with subprocess.Popen(command) as parent:
+        until = time.monotonic() + 60
+        while len(children) < 3 and time.monotonic() < until:  # two workers and a tracker
+            assert parent.poll() is None
+            listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
+            children = [int(one) for one in listed.split()]
+            time.sleep(0.05)
+        time.sleep(2)  # they are at work
+        parent.kill()
+    left = {child for child in children if Path(f"/proc/{child}").exists()}
+    until = time.monotonic() + 20
+    while left and time.monotonic() < until:
+        left = {child for child in left if Path(f"/proc/{child}").exists()}
+        time.sleep(0.05)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    assert len(children) >= 3 and not left
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next_write(tmp_path, tokenizer_folder):
+    path, cache = written(tmp_path / "a.txt", "one two"), tmp_path / "cache"
+    load_corpus(Source(path), tokenizer_folder, "all", cache)
+    [kept] = cache.iterdir()
+    shutil.rmtree(kept)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (cache / f"{kept.name}.partial-{dead.pid}").mkdir()
+    own = cache / f"{kept.name}.partial-{os.getppid()}"  # of one that runs
+    own.mkdir()
+    load_corpus(Source(path), tokenizer_folder, "all", cache)
+    assert sorted(cache.iterdir()) == sorted([kept, own])
 
 
 def test_a_corpus_knows_of_each_sample_its_line_difficulty_label_and_answer(
