@@ -1,7 +1,7 @@
 """Attention of training: the documents of a pack, natively where they are short.
 
 The kernels hold the scores of one document and head in a core's cache, backwards too, and take rows
-as they lie in a pack. Float32 on a CPU; all else is `DocumentAttention`, torch's own.
+as they lie in a pack. On a CPU, computed in float32; all else is `DocumentAttention`, torch's own.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ class TrainingAttention:
     def __call__(
         self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
     ) -> Tensor:
-        tensors = (query_QTHK[0], key_TGK, value_TGK)
-        if are_native(*tensors) and max(self.lengths) <= _LONGEST and key_TGK.shape[2] % 16 == 0:
+        tensors = [query_QTHK[0], key_TGK, value_TGK]
+        if key_TGK.dtype == torch.bfloat16:
+            # In that type torch's own are slow, or keep the scores of all documents.
+            tensors = [one.float() for one in tensors]
+        short = max(self.lengths) <= _LONGEST and key_TGK.shape[2] % 16 == 0
+        if short and are_native(*tensors):
             context: Tensor = _Documents.apply(*tensors, self.starts)  # type: ignore[no-untyped-call]
-            return context.flatten(1)
+            return context.flatten(1).to(key_TGK.dtype)
         if self._torch is None:
             self._torch = DocumentAttention(self.lengths)
         return self._torch(layer, query_QTHK, key_TGK, value_TGK)

@@ -89,6 +89,18 @@ def test_weights_that_are_nearly_all_on_one_key():
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
+def test_bfloat16_is_nearer_to_the_truth_than_torchs():
+    lengths = [64, 9, 130]
+    given = pack(lengths, 32, torch.bfloat16)
+    expected = run(DocumentAttention(lengths), [one.double() for one in given])
+    errors = []
+    for attention in (TrainingAttention, DocumentAttention):
+        found = run(attention(lengths), given)
+        assert all(one.dtype == torch.bfloat16 for one in found)
+        errors.append([(one - two).norm() for one, two in zip(found, expected, strict=True)])
+    assert all(ours <= 1.05 * theirs for ours, theirs in zip(*errors, strict=True))
+
+
 @pytest.mark.parametrize(
     ("lengths", "size", "dtype"),
     [([5, _LONGEST + 1], 16, torch.float32), ([5], 24, torch.float32), ([5], 16, torch.float64)],
