@@ -10,7 +10,7 @@ import pytest
 native = pytest.importorskip("fourbee.kernels._native", reason="native operations were not built")
 TESTS = [
     Path(__file__).with_name(f"test_native_{name}.py") for name in ("kernels", "attention", "head")
-]
+] + [Path(__file__).parents[1] / "training" / f"test_{name}.py" for name in ("rows", "attention")]
 
 
 @pytest.mark.slow
