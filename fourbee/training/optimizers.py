@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fourbee.training.checks import at_least, expect, read_only_with
+from fourbee.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,11 @@ def build_optimizers(
         return [adamw]
     assert layers, "no matrices of layers among the parameters"
     return [
-        torch.optim.Muon(
+        Muon(
             [{"params": layers, "rate": settings.matrix_rate}],
             lr=settings.learning_rate * settings.matrix_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
-            # Steps as large as AdamW's, so that one schedule serves both (Liu et al. 2025).
-            adjust_lr_fn="match_rms_adamw",
         ),
         adamw,
     ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fourbee.foundation.errors import UsageError
+from fourbee.training.muon import Muon
 from fourbee.training.optimizers import OptimizerSettings, build_optimizers, learning_rate_at
 
 
@@ -141,3 +142,23 @@ def test_settings_out_of_range_are_one_line(settings, message):
     with pytest.raises(UsageError) as error:
         OptimizerSettings(**settings)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
+def test_muon_is_torchs_but_for_the_rounding_of_its_steps(shape):
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(*shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(first.clone()) for _ in range(2))
+    optimizers = (
+        Muon([ours], lr=0.02, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        gradient = torch.randn(*shape, generator=generator)
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - first).norm()
+    assert (ours - theirs).norm() <= 0.02 * moved
+    states = [one.state_dict()["state"][0]["momentum_buffer"] for one in optimizers]
+    assert torch.equal(*states)
