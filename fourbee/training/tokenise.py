@@ -6,6 +6,7 @@ with a checksum: what is damaged is made anew, and what is half written is never
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import multiprocessing
@@ -258,8 +259,9 @@ def _read(folder: Path, source: Source) -> Corpus | None:
 
 
 def _write(folder: Path, corpus: Corpus) -> None:
-    for left in folder.parent.glob(f"{folder.name}.partial-*"):
-        if not _runs(int(left.name.rpartition("-")[2])):
+    for left in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
+        process = left.name.rpartition("-")[2]
+        if process.isdecimal() and not _runs(int(process)):
             shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:

@@ -264,10 +264,11 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_write(tmp_path, 
     dead = subprocess.Popen(["true"])
     dead.wait()
     (cache / f"{kept.name}.partial-{dead.pid}").mkdir()
+    (cache / f"{kept.name}.partial-bak").mkdir()  # not of ours
     own = cache / f"{kept.name}.partial-{os.getppid()}"  # of one that runs
     own.mkdir()
     load_corpus(Source(path), tokenizer_folder, "all", cache)
-    assert sorted(cache.iterdir()) == sorted([kept, own])
+    assert sorted(cache.iterdir()) == sorted([kept, own, cache / f"{kept.name}.partial-bak"])
 
 
 def test_a_corpus_knows_of_each_sample_its_line_difficulty_label_and_answer(
