@@ -1,5 +1,22 @@
 // Part of kernels.cpp, which includes it inside its namespaces: heads, pages of keys and values, and attention over them.
 
+// Pairs (d, d + half) turned by their angles, or back.
+template <bool Back>
+void rotate(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
+  int64_t d = 0;
+  for (; d + 16 <= half; d += 16) {
+    const F first = load(x + d), second = load(x + d + half), c = load(cos + d);
+    const F s = Back ? sub(zero(), load(sin + d)) : load(sin + d);
+    store(out + d, sub(mul(first, c), mul(second, s)));
+    store(out + d + half, add(mul(second, c), mul(first, s)));
+  }
+  for (; d < half; d++) {
+    const float s = Back ? -sin[d] : sin[d];
+    out[d] = x[d] * cos[d] - x[d + half] * s;
+    out[d + half] = x[d + half] * cos[d] + x[d] * s;
+  }
+}
+
 void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
   const int64_t half = r.head_dim / 2;
   std::vector<float> scratch(r.head_dim);
@@ -9,17 +26,7 @@ void rotate_heads(const HeadRotation& r, int64_t row_begin, int64_t row_end) {
     for (int64_t head = 0; head < r.heads; head++) {
       const int64_t at = (row * r.heads + head) * r.head_dim;
       normed(r.x + at, r.norm, r.eps, r.head_dim, x);
-      float* out = r.out + at;
-      int64_t d = 0;
-      for (; d + 16 <= half; d += 16) {
-        const F first = load(x + d), second = load(x + d + half), c = load(cos + d), s = load(sin + d);
-        store(out + d, sub(mul(first, c), mul(second, s)));
-        store(out + d + half, add(mul(second, c), mul(first, s)));
-      }
-      for (; d < half; d++) {
-        out[d] = x[d] * cos[d] - x[d + half] * sin[d];
-        out[d + half] = x[d + half] * cos[d] + x[d] * sin[d];
-      }
+      rotate<false>(x, cos, sin, half, r.out + at);
     }
   }
 }

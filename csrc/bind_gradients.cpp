@@ -13,17 +13,24 @@ void add_blocks(const std::vector<float>& sums, int64_t columns, float* total) {
     for (int64_t d = 0; d < columns; d++) total[d] += sums[at + size_t(d)];
 }
 
-// Each block of rows, a task a thread; what they sum up becomes `total`.
+// Works on each block of the gradient's rows with a place for the block's sums, which become `grad_norm`.
 template <typename Work>
-void blocks_of_rows(int64_t rows, int64_t columns, float* total, Work work) {
-  const int64_t blocks = (rows + kGradientRows - 1) / kGradientRows;
-  std::vector<float> sums(size_t(blocks * columns));
+void blocks_of_rows(NormGradient gradient, float* grad_norm, Work work) {
+  const int64_t blocks = (gradient.rows + kGradientRows - 1) / kGradientRows;
+  std::vector<float> sums(size_t(blocks * gradient.columns));
+  gradient.grad_norm = sums.data();
   nb::gil_scoped_release release;
   std::lock_guard lock(machine().busy);
   share(blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) work(block, sums.data());
+    for (int64_t block = begin; block < end; block++) work(gradient, block);
   });
-  add_blocks(sums, columns, total);
+  add_blocks(sums, gradient.columns, grad_norm);
+}
+
+template <typename Array>
+void require_same(const char* what, const InHeads& like, const Array& found) {
+  for (size_t axis = 0; axis < 3; axis++)
+    require(found.shape(axis) == like.shape(axis), std::string(what) + ": expected the shape of what it belongs to");
 }
 
 void norm_gradient(InRows x, InVector norm, float eps, InRows grad, Rows grad_x, Vector grad_norm) {
@@ -32,12 +39,8 @@ void norm_gradient(InRows x, InVector norm, float eps, InRows grad, Rows grad_x,
   require_equal("grad_norm", int64_t(grad_norm.shape(0)), columns);
   for (const size_t found : {grad.shape(0), grad_x.shape(0)}) require_equal("rows of gradients", int64_t(found), rows);
   for (const size_t found : {grad.shape(1), grad_x.shape(1)}) require_equal("columns of gradients", int64_t(found), columns);
-  NormGradient gradient{x.data(), norm.data(), grad.data(), eps, rows, columns, grad_x.data(), nullptr};
-  blocks_of_rows(rows, columns, grad_norm.data(), [=](int64_t block, float* sums) {
-    NormGradient own = gradient;
-    own.grad_norm = sums;
-    machine().kernels->norm_gradient(own, block);
-  });
+  const NormGradient gradient{x.data(), norm.data(), grad.data(), eps, rows, columns, grad_x.data(), nullptr};
+  blocks_of_rows(gradient, grad_norm.data(), machine().kernels->norm_gradient);
 }
 
 void head_gradient(InHeads x, InVector norm, float eps, InRows cos, InRows sin, InHeads grad, Heads grad_x, Vector grad_norm) {
@@ -49,15 +52,11 @@ void head_gradient(InHeads x, InVector norm, float eps, InRows cos, InRows sin, 
     require_equal("rows of the rotation", int64_t(table->shape(0)), rows);
     require_equal("columns of the rotation", int64_t(table->shape(1)), head_dim / 2);
   }
-  for (size_t axis = 0; axis < 3; axis++) {
-    require_equal("a side of grad", int64_t(grad.shape(axis)), int64_t(x.shape(axis)));
-    require_equal("a side of grad_x", int64_t(grad_x.shape(axis)), int64_t(x.shape(axis)));
-  }
+  require_same("grad", x, grad);
+  require_same("grad_x", x, grad_x);
   const HeadRotation rotation{x.data(), norm.data(), cos.data(), sin.data(), eps, heads, head_dim, nullptr};
   const NormGradient gradient{x.data(), norm.data(), grad.data(), eps, rows, head_dim, grad_x.data(), nullptr};
-  blocks_of_rows(rows, head_dim, grad_norm.data(), [=](int64_t block, float* sums) {
-    NormGradient own = gradient;
-    own.grad_norm = sums;
+  blocks_of_rows(gradient, grad_norm.data(), [&](const NormGradient& own, int64_t block) {
     machine().kernels->head_gradient(rotation, own, block);
   });
 }
@@ -65,13 +64,18 @@ void head_gradient(InHeads x, InVector norm, float eps, InRows cos, InRows sin, 
 // Numbers that one task takes of a SwiGLU: whole vectors.
 constexpr int64_t kNumbers = 1 << 14;
 
+template <typename Work>
+void share_numbers(int64_t count, Work work) {
+  nb::gil_scoped_release release;
+  std::lock_guard lock(machine().busy);
+  share(count, kNumbers, work);
+}
+
 void swiglu(InVector gate, InVector up, Vector out) {
   const int64_t count = int64_t(gate.shape(0));
   require_equal("numbers of up", int64_t(up.shape(0)), count);
   require_equal("numbers of out", int64_t(out.shape(0)), count);
-  nb::gil_scoped_release release;
-  std::lock_guard lock(machine().busy);
-  share(count, kNumbers, [&](int64_t begin, int64_t end) {
+  share_numbers(count, [&](int64_t begin, int64_t end) {
     machine().kernels->swiglu(gate.data() + begin, up.data() + begin, end - begin, out.data() + begin);
   });
 }
@@ -80,9 +84,7 @@ void swiglu_gradient(Vector gate, Vector up, Vector inner) {
   const int64_t count = int64_t(gate.shape(0));
   require_equal("numbers of up", int64_t(up.shape(0)), count);
   require_equal("numbers of inner", int64_t(inner.shape(0)), count);
-  nb::gil_scoped_release release;
-  std::lock_guard lock(machine().busy);
-  share(count, kNumbers, [&](int64_t begin, int64_t end) {
+  share_numbers(count, [&](int64_t begin, int64_t end) {
     machine().kernels->swiglu_gradient(gate.data() + begin, up.data() + begin, inner.data() + begin, end - begin);
   });
 }
@@ -108,10 +110,6 @@ DocumentRows documents_of(InHeads query, InHeads key, InHeads value, Integers st
   return {query.data(), key.data(), value.data(), query_heads, heads, head_dim, starts.data(), 1.0f / std::sqrt(float(head_dim)), nullptr};
 }
 
-void require_same(const char* what, const InHeads& like, size_t rows, size_t heads, size_t head_dim) {
-  require(rows == like.shape(0) && heads == like.shape(1) && head_dim == like.shape(2), std::string(what) + ": expected the shape of what it belongs to");
-}
-
 template <typename Work>
 void each_document(const DocumentRows& rows, int64_t documents, Work work) {
   nb::gil_scoped_release release;
@@ -121,17 +119,17 @@ void each_document(const DocumentRows& rows, int64_t documents, Work work) {
 
 void attend_documents(InHeads query, InHeads key, InHeads value, Integers starts, Heads out) {
   DocumentRows rows = documents_of(query, key, value, starts);
-  require_same("out", query, out.shape(0), out.shape(1), out.shape(2));
+  require_same("out", query, out);
   rows.out = out.data();
   each_document(rows, int64_t(starts.shape(0)) - 1, [&](int64_t document, int64_t head) { machine().kernels->attend_document(rows, document, head); });
 }
 
 void document_gradients(InHeads query, InHeads key, InHeads value, Integers starts, InHeads grad, Heads grad_query, Heads grad_key, Heads grad_value) {
   const DocumentRows rows = documents_of(query, key, value, starts);
-  require_same("grad", query, grad.shape(0), grad.shape(1), grad.shape(2));
-  require_same("grad_query", query, grad_query.shape(0), grad_query.shape(1), grad_query.shape(2));
-  require_same("grad_key", key, grad_key.shape(0), grad_key.shape(1), grad_key.shape(2));
-  require_same("grad_value", key, grad_value.shape(0), grad_value.shape(1), grad_value.shape(2));
+  require_same("grad", query, grad);
+  require_same("grad_query", query, grad_query);
+  require_same("grad_key", key, grad_key);
+  require_same("grad_value", key, grad_value);
   const DocumentGradients gradients{grad.data(), grad_query.data(), grad_key.data(), grad_value.data()};
   each_document(rows, int64_t(starts.shape(0)) - 1,
                 [&](int64_t document, int64_t head) { machine().kernels->document_gradient(rows, gradients, document, head); });

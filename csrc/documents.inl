@@ -1,6 +1,6 @@
 // Part of kernels.cpp, which includes it inside its namespaces: causal attention inside the documents of a pack, and its
-// gradients, for training. A task is a document and a key-value head: whole scores fit a core's cache, as documents are
-// short here (longer ones are torch's).
+// gradients, for training. A task is a document and a key-value head, whose scores are held whole: documents are short here
+// (longer ones are torch's).
 
 // out[i][0..15] (+)= sum over n of a[i][n] * b[n][0..15] for `Rows` rows.
 template <int Rows>
@@ -69,8 +69,11 @@ struct Document {
 
   Document(int64_t length, int64_t head_dim) : length(length), width((length + 15) / 16 * 16), head_dim(head_dim), turned(size_t(width * head_dim)), scores(size_t(length * width)) {}
 
+  // The end of the keys, in whole vectors, that some row of this row's tile sees.
+  int64_t seen_end(int64_t row) const { return std::min(width, (row / kTileRows * kTileRows + kTileRows + 15) / 16 * 16); }
+
   auto seen_lanes() const {
-    return [this](int64_t row) { return std::min(width, (row + kTileRows + 15) / 16 * 16); };
+    return [this](int64_t row) { return seen_end(row); };
   }
   auto whole_head() const {
     return [this](int64_t) { return head_dim; };
@@ -90,7 +93,7 @@ struct Document {
     multiply_tiles({query, query_row, 1}, {turned.data(), 0, width}, length, scores.data(), width, false, seen_lanes(), all_dims());
     for (int64_t row = 0; row < length; row++) {
       float* line = scores.data() + row * width;
-      const int64_t end = std::min(width, (row / kTileRows * kTileRows + kTileRows + 15) / 16 * 16);
+      const int64_t end = seen_end(row);
       std::fill(line + row + 1, line + end, kLowest);
       F top = all(kLowest), total = zero();
       for (int64_t j = 0; j < end; j += 16) top = max(top, load(line + j));
@@ -108,7 +111,7 @@ struct Document {
     for (int64_t row = 0; row < length; row++) {
       const float* weights = scores.data() + row * width;
       float* line = gradients.data() + row * width;
-      const int64_t end = std::min(width, (row / kTileRows * kTileRows + kTileRows + 15) / 16 * 16);
+      const int64_t end = seen_end(row);
       F along = zero();
       for (int64_t j = 0; j < end; j += 16) along = fma(load(weights + j), load(line + j), along);
       const F mean = all(sum(along)), factor = all(scale);

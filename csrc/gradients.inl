@@ -37,24 +37,13 @@ void head_gradient(const HeadRotation& r, const NormGradient& g, int64_t block) 
   const int64_t half = r.head_dim / 2;
   float* grad_norm = g.grad_norm + block * r.head_dim;
   std::fill_n(grad_norm, r.head_dim, 0.0f);
-  std::vector<float> scratch(size_t(r.head_dim));
-  float *first = scratch.data(), *second = first + half;
+  std::vector<float> turned(size_t(r.head_dim));
   for (int64_t row = block * kGradientRows; row < std::min(g.rows, (block + 1) * kGradientRows); row++) {
     const float *cos = r.cos + row * half, *sin = r.sin + row * half;
     for (int64_t head = 0; head < r.heads; head++) {
       const int64_t at = (row * r.heads + head) * r.head_dim;
-      const float *upper = g.grad + at, *lower = upper + half;
-      int64_t d = 0;
-      for (; d + 16 <= half; d += 16) {
-        const F u = load(upper + d), l = load(lower + d), c = load(cos + d), s = load(sin + d);
-        store(first + d, add(mul(u, c), mul(l, s)));
-        store(second + d, sub(mul(l, c), mul(u, s)));
-      }
-      for (; d < half; d++) {
-        first[d] = upper[d] * cos[d] + lower[d] * sin[d];
-        second[d] = lower[d] * cos[d] - upper[d] * sin[d];
-      }
-      normed_gradient(r.x + at, r.norm, r.eps, first, r.head_dim, g.grad_x + at, grad_norm);
+      rotate<true>(g.grad + at, cos, sin, half, turned.data());
+      normed_gradient(r.x + at, r.norm, r.eps, turned.data(), r.head_dim, g.grad_x + at, grad_norm);
     }
   }
 }

@@ -25,6 +25,7 @@ class TrainingAttention:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
+        self._short = max(self.lengths) <= _LONGEST
         self.starts = np.cumsum([0, *lengths], dtype=np.int64)
         self._torch: DocumentAttention | None = None
 
@@ -32,10 +33,10 @@ class TrainingAttention:
         self, layer: int, query_QTHK: Tensor, key_TGK: Tensor, value_TGK: Tensor
     ) -> Tensor:
         tensors = [query_QTHK[0], key_TGK, value_TGK]
-        if key_TGK.dtype == torch.bfloat16:
+        short = self._short and key_TGK.shape[2] % 16 == 0
+        if short and key_TGK.dtype == torch.bfloat16:
             # In that type torch's own are slow, or keep the scores of all documents.
             tensors = [one.float() for one in tensors]
-        short = max(self.lengths) <= _LONGEST and key_TGK.shape[2] % 16 == 0
         if short and are_native(*tensors):
             context: Tensor = _Documents.apply(*tensors, self.starts)  # type: ignore[no-untyped-call]
             return context.flatten(1).to(key_TGK.dtype)

@@ -7,21 +7,19 @@ by half for transposed matrices, which oneDNN copies first. Other types and devi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fourbee.foundation.runtime import processor_facts
 
 
 def _by_onednn() -> Any:
     """oneDNN's product where it is the quicker one; None elsewhere."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
-    try:
-        if "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
-            return None
-    except OSError:
+    if processor_facts().get("vendor_id", "GenuineIntel") == "GenuineIntel":
         return None
     # Not of torch's public interface, though what it compiles calls it: what has none goes without.
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
