@@ -55,5 +55,5 @@ docs: dev ## regenerate what docs take from the program
 mini: train ## train fourbee-mini anew, from generated data to the packed model (about five hours)
 	@$(BIN)/python tools/train_mini.py $(ARGS)
 
-train-smoke: train ## every stage of training on sums, in about a minute
+train-smoke: train ## every stage of training on sums, in a minute or two
 	@$(BIN)/python tools/train_smoke.py $(ARGS)
